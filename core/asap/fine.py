@@ -1,0 +1,287 @@
+"""Stage 2 whole (§3.3, Algorithm 2): score the steps of C_coarse, remove the least surprising ones.
+
+`fine_prune` awaits a Scorer; `rebudget` is pure and needs no model, because scores and counts stay on the
+record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from asap.config import PruneConfig
+from asap.errors import InvalidInput
+from asap.methods import get_method
+from asap.ports import Scorer, ScoreRequest, TokenCounter
+from asap.selection import Selection, remove_lowest, token_budget
+from asap.steps import join_steps
+from asap.types import FineBlock, Record, StepScores, TokenCounts
+
+__all__ = ["count_tokens", "fine_prune", "rebudget"]
+
+
+async def fine_prune(records: Sequence[Record], scorer: Scorer) -> list[Record]:
+    """Each record with its `fine` block and token counts; records without text pass untouched."""
+    counted = [count_tokens(record, scorer) for record in records]
+    todo = [i for i, record in enumerate(counted) if record.coarse_steps]
+    scored = await scorer.score([_request(counted[i]) for i in todo])
+    for i, step_scores in zip(todo, scored, strict=True):
+        record = counted[i]
+        if record.config.mode == "iterative" and get_method(record.config.method).needs_scores:
+            block = await _prune_iteratively(record, step_scores, scorer)
+        else:
+            block = _prune_once(record, step_scores, scorer.name, counter=scorer)
+        counted[i] = count_tokens(record.with_fine(block), scorer)
+    return counted
+
+
+def rebudget(record: Record, config: PruneConfig) -> Record:
+    """The record as a full run with `config` would give it, where `config` differs only in its target.
+
+    Raises InvalidInput when the stored scores cannot answer: not scored, scored iteratively for a larger
+    budget, or counted by a tokenizer whose counts do not add up.
+    """
+    if record.fine is None or record.tokens is None:
+        return Record(
+            triple=record.triple, config=config, coarse=record.coarse, tokens=record.tokens
+        )
+    scored, method = record.fine.scored, get_method(config.method)
+    if method.needs_scores and config.score not in scored.scores and len(scored.tokens) > 1:
+        raise InvalidInput(
+            f"record {record.id!r} holds no {config.score} scores; prune it again with score_within_budget"
+        )
+    if "counts_not_additive" in record.flags:
+        raise InvalidInput(
+            f"record {record.id!r}: the counts of tokenizer {record.tokens.tokenizer!r} do not add up over "
+            "steps, so a new budget needs that tokenizer; prune it again"
+        )
+    fresh = Record(triple=record.triple, config=config, coarse=record.coarse, tokens=record.tokens)
+    if config.mode == "iterative" and method.needs_scores:
+        block = _replay_iterative(fresh, record.fine)
+    else:
+        block = _prune_once(fresh, scored, record.fine.scorer, counter=None)
+    pruned = fresh.with_fine(block)
+    count = record.tokens.coarse
+    if len(block.kept) < len(scored.tokens):
+        count = _sum_tokens(scored, block.kept)
+    return pruned.with_tokens(record.tokens.model_copy(update={"pruned": count}))
+
+
+def count_tokens(record: Record, counter: TokenCounter) -> Record:
+    """The record with real token counts of its CoT at each stage."""
+    known: dict[str, int] = {}
+    for text in (record.triple.cot, record.coarse_cot, record.pruned_cot):
+        if text not in known:
+            known[text] = counter.count(text)
+    return record.with_tokens(
+        TokenCounts(
+            tokenizer=counter.tokenizer_name,
+            original=known[record.triple.cot],
+            coarse=known[record.coarse_cot],
+            pruned=known[record.pruned_cot],
+        )
+    )
+
+
+def _request(record: Record) -> ScoreRequest:
+    config = record.config
+    wanted = get_method(config.method).needs_scores and len(record.coarse_steps) > 1
+    if not config.score_within_budget and config.step_ratio is None and record.tokens is not None:
+        wanted = wanted and record.tokens.coarse > _budget(record, bos=0)
+    free = ("first_token_surprisal", "first_token_entropy")  # both from the same row of logits
+    names = dict.fromkeys((config.score, *free)) if wanted else ()
+    return ScoreRequest(record.triple.question, record.coarse_steps, tuple(names), config.context)
+
+
+def _budget(record: Record, bos: int) -> int:
+    assert record.tokens is not None
+    return token_budget(
+        max_tokens=record.config.max_tokens,
+        keep_ratio=record.config.keep_ratio,
+        original_tokens=record.tokens.original,
+        bos=bos if record.config.count_bos else 0,
+    )
+
+
+def _prune_once(
+    record: Record, scored: StepScores, scorer: str, *, counter: TokenCounter | None
+) -> FineBlock:
+    """Algorithm 2: one vector of scores, all steps present."""
+    assert record.tokens is not None
+    config, size = record.config, len(scored.tokens)
+    budget = None if config.step_ratio is not None else _budget(record, scored.bos)
+    flags = list(scored.flags)
+    if budget is not None and record.tokens.coarse <= budget:
+        choice = Selection(tuple(range(size)), (), record.tokens.coarse, over_budget=False)
+    else:
+        importance = _importance(record, scored)
+        if any(score is None for score in importance):
+            flags.append("score_missing")
+        choice = _remove(record, importance, scored, budget)
+        if counter is not None and budget is not None:
+            text = join_steps([record.coarse_steps[i] for i in choice.kept])
+            if counter.count(text) != choice.tokens:
+                flags.append("counts_not_additive")
+                choice = _remove_by_real_counts(record, importance, scored, budget, counter)
+        if choice.over_budget:
+            flags.append("over_budget")
+    return FineBlock(
+        method=config.method,
+        scorer=scorer,
+        tokenizer=record.tokens.tokenizer,
+        max_tokens=budget,
+        kept=choice.kept,
+        removed=choice.removed,
+        scored=scored,
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _importance(record: Record, scored: StepScores) -> Sequence[float | None]:
+    rank = get_method(record.config.method).importance
+    if rank is None:
+        raise InvalidInput(f"method {record.config.method!r} does not rank steps")
+    if len(scored.tokens) == 1:
+        return (None,) if not scored.scores else rank(record, scored)
+    return rank(record, scored)
+
+
+def _protected(config: PruneConfig, size: int) -> frozenset[int]:
+    first = range(min(config.protect_first, size))
+    last = range(max(size - config.protect_last, 0), size)
+    return frozenset((*first, *last))
+
+
+def _remove(
+    record: Record,
+    importance: Sequence[float | None],
+    scored: StepScores,
+    budget: int | None,
+) -> Selection:
+    config, size = record.config, len(scored.tokens)
+    ratio = config.step_ratio
+    return remove_lowest(
+        importance,
+        scored.tokens,
+        scored.tokens_joined,
+        max_tokens=budget,
+        remove_steps=None if ratio is None else math.floor((1 - ratio) * size + 1e-9),
+        min_steps=config.min_steps,
+        protected=_protected(config, size),
+        refill=config.refill,
+    )
+
+
+def _remove_by_real_counts(
+    record: Record,
+    importance: Sequence[float | None],
+    scored: StepScores,
+    budget: int,
+    counter: TokenCounter,
+) -> Selection:
+    """The same order with one tokenisation per probe: counts fall monotonically, so O(log P) probes."""
+    config, size = record.config, len(scored.tokens)
+
+    def after(removals: int) -> Selection:
+        choice = remove_lowest(
+            importance,
+            scored.tokens,
+            scored.tokens_joined,
+            remove_steps=removals,
+            min_steps=config.min_steps,
+            protected=_protected(config, size),
+        )
+        tokens = counter.count(join_steps([record.coarse_steps[i] for i in choice.kept]))
+        return Selection(choice.kept, choice.removed, tokens, over_budget=tokens > budget)
+
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if after(middle).over_budget else (low, middle)
+    return after(low)
+
+
+async def _prune_iteratively(record: Record, scored: StepScores, scorer: Scorer) -> FineBlock:
+    """Re-score what is left after every `rescore_every` removals (ours; the scripts only advertise it)."""
+    assert record.tokens is not None
+    config, size = record.config, len(scored.tokens)
+    budget = None if config.step_ratio is not None else _budget(record, scored.bos)
+    goal = None if config.step_ratio is None else math.floor((1 - config.step_ratio) * size + 1e-9)
+    if (budget is not None and record.tokens.coarse <= budget) or size == 1:
+        return _prune_once(record, scored, scorer.name, counter=None)
+    protected = _protected(config, size)
+    left, removed, current = list(range(size)), [], scored
+    while True:
+        choice = remove_lowest(
+            _importance(record, current),
+            current.tokens,
+            current.tokens_joined,
+            max_tokens=budget,
+            remove_steps=None if goal is None else goal - len(removed),
+            max_removals=config.rescore_every,
+            min_steps=config.min_steps,
+            protected=frozenset(at for at, step in enumerate(left) if step in protected),
+        )
+        removed += [left[at] for at in choice.removed]
+        left = [left[at] for at in choice.kept]
+        if not choice.over_budget or len(choice.removed) < config.rescore_every:
+            break
+        request = ScoreRequest(
+            record.triple.question,
+            tuple(record.coarse_steps[i] for i in left),
+            (config.score,),
+            config.context,
+        )
+        [current] = await scorer.score([request])
+    flags = [*scored.flags, *(["over_budget"] if choice.over_budget else [])]
+    return FineBlock(
+        method=config.method,
+        scorer=scorer.name,
+        tokenizer=record.tokens.tokenizer,
+        max_tokens=budget,
+        kept=tuple(left),
+        removed=tuple(removed),
+        scored=scored,
+        scored_budget=choice.tokens,
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _replay_iterative(record: Record, stored: FineBlock) -> FineBlock:
+    """Cut the stored removal order at a larger budget; a smaller one was never scored."""
+    assert record.tokens is not None
+    scored, config = stored.scored, record.config
+    if config.step_ratio is not None:
+        raise InvalidInput("an iterative run can be re-budgeted by tokens only, not by step_ratio")
+    budget = _budget(record, scored.bos)
+    if record.tokens.coarse <= budget:
+        return _prune_once(record, scored, stored.scorer, counter=None)
+    if stored.scored_budget is None or budget < stored.scored_budget:
+        raise InvalidInput(
+            f"record {record.id!r} was scored iteratively down to {stored.scored_budget} tokens; a budget of "
+            f"{budget} needs the scorer again"
+        )
+    order = {step: float(rank) for rank, step in enumerate(stored.removed)}
+    choice = remove_lowest(
+        [order.get(i) for i in range(len(scored.tokens))],
+        scored.tokens,
+        scored.tokens_joined,
+        max_tokens=budget,
+        min_steps=config.min_steps,
+        protected=frozenset(stored.kept),
+    )
+    return stored.model_copy(
+        update={
+            "max_tokens": budget,
+            "kept": choice.kept,
+            "removed": choice.removed,
+            "scored_budget": choice.tokens,
+            "flags": tuple(f for f in stored.flags if f != "over_budget"),
+        }
+    )
+
+
+def _sum_tokens(scored: StepScores, kept: Sequence[int]) -> int:
+    if not kept:
+        return 0
+    return sum(scored.tokens_joined[i] for i in kept[:-1]) + scored.tokens[kept[-1]]
