@@ -1,15 +1,16 @@
 """The `code` split: blocks that together form one piece of unfenced code become one step (ours).
 
-Real traces seldom fence their code, so blank lines cut it: a function becomes three steps, and removing
-one of them leaves code that cannot run. A block continues the piece before it when
+Real traces seldom fence their code, so blank lines cut it: a function becomes three steps, and
+removing one of them leaves code that cannot run. A block continues the piece before it when
 
 1. the piece is code and the block starts indented (the body goes on behind a blank line);
 2. the piece ends by opening a block (`for i in x:`) and the block is code or indented;
 3. the piece is code with an open bracket and the block is code or starts like the inside of one;
 4. the piece and the block are both code (statements of one program, a blank line between them).
 
-A block is code when Python parses it as statements that do something, or most of its lines parse alone;
-a word like "So" or a label like "Note: text" parses too, and is not code. A fenced block stands alone.
+A block is code when Python parses it as statements that do something, or most of its lines parse
+alone; a word like "So" or a label like "Note: text" parses too, and is not code. A fenced block
+stands alone.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ import textwrap
 import tokenize
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from asap.fences import find_fences
 
 __all__ = ["is_code", "merge_code"]
 
 _OPENER = re.compile(
-    r"[ \t]*(async[ \t]+)?(def|class|for|while|if|elif|else|try|except|finally|with|match|case)\b.*:[ \t]*(#.*)?"
+    r"[ \t]*(async[ \t]+)?"
+    r"(def|class|for|while|if|elif|else|try|except|finally|with|match|case)\b.*:[ \t]*(#.*)?"
 )
 _DEPENDENT = re.compile(r"(elif|else|except|finally|case)\b")
 _LIST_ITEM = re.compile(r"[ \t]*([-*+•]|\d+[.)])[ \t]")
 _INSIDE_BRACKET = re.compile(r"""[ \t]|[\]})"'\d#]""")
+_CLOSER = {"(": ")", "[": "]", "{": "}"}
 _DOING = (
     ast.Assign,
     ast.AugAssign,
@@ -59,7 +63,9 @@ _DOING = (
 
 
 def merge_code(steps: Sequence[str], separator: str) -> list[str]:
-    """`steps` with each run of blocks that form one piece of code joined by `separator`. O(characters)."""
+    """`steps` with each run of blocks that form one piece of code joined by `separator`.
+    O(characters).
+    """
     merged: list[str] = []
     piece: list[str] = []
     piece_is_code = False
@@ -83,16 +89,21 @@ def _continues(piece: Sequence[str], piece_is_code: bool, step: str, step_is_cod
     indented = step[0] in " \t" and not _LIST_ITEM.match(step)
     if indented or step_is_code:
         return True
-    return _INSIDE_BRACKET.match(step) is not None and _open_brackets("\n\n".join(piece)) > 0
+    return _INSIDE_BRACKET.match(step) is not None and bool(_missing_closers("\n\n".join(piece)))
 
 
 def is_code(block: str) -> bool:
     """Whether `block` reads as Python statements: as a whole, or most of its lines one by one."""
     if _holds_fence(block):
         return False
-    if _parses_as_statements(textwrap.dedent(block)):
+    code = textwrap.dedent(block)
+    if _parses_as_statements(code):
         return True
-    lines = [line for line in block.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    if (closers := _missing_closers(code)) and _parses_as_statements(code + closers):
+        return True
+    lines = [
+        line for line in block.split("\n") if line.strip() and not line.lstrip().startswith("#")
+    ]
     if not lines:
         return False
     return 2 * sum(_parses_as_statements(line.strip()) for line in lines) > len(lines)
@@ -107,7 +118,9 @@ def _parses_as_statements(code: str) -> bool:
         last_indent = re.match(r"[ \t]*", code.rsplit("\n", 1)[-1])
         code += "\n" + (last_indent[0] if last_indent else "") + "  pass"
     try:
-        with warnings.catch_warnings():  # prose may hold "\\d" or "is 5"; the parser's advice is not ours
+        with (
+            warnings.catch_warnings()
+        ):  # prose may hold "\\d" or "is 5"; the parser's advice is not ours
             warnings.simplefilter("ignore")
             body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -125,16 +138,17 @@ def _does_something(node: ast.stmt) -> bool:
             return isinstance(node, _DOING)
 
 
-def _open_brackets(code: str) -> int:
-    """Brackets opened and not closed, strings and comments aside."""
-    depth = 0
-    try:
+def _missing_closers(code: str) -> str:
+    """The closing brackets that `code` still wants, strings and comments aside."""
+    stack: list[str] = []
+    # the tokenizer raises at the end of a text inside an open bracket
+    with suppress(tokenize.TokenError, SyntaxError):
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
-            if token.type == tokenize.OP:
-                depth += (token.string in "([{") - (token.string in ")]}")
-    except (tokenize.TokenError, SyntaxError):  # raised at the end of text inside an open bracket
-        pass
-    return depth
+            if token.type == tokenize.OP and token.string in _CLOSER:
+                stack.append(_CLOSER[token.string])
+            elif token.type == tokenize.OP and stack and token.string == stack[-1]:
+                stack.pop()
+    return "".join(reversed(stack))
 
 
 def _holds_fence(step: str) -> bool:

@@ -1,9 +1,9 @@
-"""What an experiment is: the pruning configuration and its presets. Travels with the data, never read
-from the environment.
+"""What an experiment is: the pruning configuration and its presets. Travels with the data, never
+read from the environment.
 
-`default` has the paper's semantics with the defects of its scripts repaired; `paper` is what the paper
-states; `repo` has the values of the authors' public scripts, for comparison only (their by-value removal
-of duplicates, off-by-one first tokens and bf16 log-softmax are not reproduced).
+`default` has the paper's semantics with the defects of its scripts repaired; `paper` is what the
+paper states; `repo` has the values of the authors' public scripts, for comparison only (their
+by-value removal of duplicates, off-by-one first tokens and bf16 log-softmax are not reproduced).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class PruneConfig(BaseModel):
     anchor: Literal["llm", "extractive"] = "llm"
     """`extractive` needs no LLM and is not from the paper."""
     protocol: Literal["rewrite", "select"] = "rewrite"
-    """`rewrite`: the LLM returns the compressed thinking (§3.2). `select`: it returns step numbers."""
+    """`rewrite`: the LLM returns the compressed thinking (§3.2). `select`: it returns step
+    numbers.
+    """
     wording: Literal["paper", "repo"] = "paper"
     answer_code: Literal["last", "first"] = "last"
     """Which fenced Python block of the answer stands for it in the prompt."""
@@ -101,7 +103,11 @@ class PruneConfig(BaseModel):
         if not isinstance(values, Mapping):
             return values
         merged = {**PRESETS.get(values.get("preset", "default"), {}), **values}
-        given = {name for name in ("max_tokens", "keep_ratio", "step_ratio") if values.get(name) is not None}
+        given = {
+            name
+            for name in ("max_tokens", "keep_ratio", "step_ratio")
+            if values.get(name) is not None
+        }
         if given - {"max_tokens"}:
             merged = {**merged, "max_tokens": values.get("max_tokens")}
         elif merged.get("max_tokens") is None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 __all__ = ["Fence", "code_blocks", "find_fences", "unwrap", "wrap"]
 
-# An opening line: optional indent, a run of three or more backticks or tildes, an info string. As in
-# CommonMark the info string of a backtick fence holds no backtick, so "```x```" in prose opens nothing.
+# An opening line: optional indent, a run of three or more backticks or tildes, an info string. As
+# in CommonMark the info string of a backtick fence holds no backtick, so "```x```" in prose opens
+# nothing.
 _OPEN = re.compile(r"^[ \t]*(?P<run>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)$")
 _CLOSE = re.compile(r"^[ \t]*(?P<run>`{3,}|~{3,})[ \t]*$")
 _BACKTICKS = re.compile(r"`{3,}")
@@ -28,8 +29,8 @@ class Fence:
 
 def find_fences(lines: Sequence[str]) -> list[Fence]:
     """Closed fences in order, never nested; an unclosed opening line is ordinary text. O(lines)."""
-    # longest_after[c][i]: longest closing run of character c at or after line i. It tells at once that
-    # an opening line has no partner, which keeps a text of many unclosed fences linear.
+    # longest_after[c][i]: longest closing run of character c at or after line i. It tells at once
+    # that an opening line has no partner, which keeps a text of many unclosed fences linear.
     longest_after = {"`": [0] * (len(lines) + 1), "~": [0] * (len(lines) + 1)}
     for i in range(len(lines) - 1, -1, -1):
         for char, longest in longest_after.items():
@@ -81,7 +82,9 @@ def wrap(text: str, info: str = "") -> str:
 
 
 def unwrap(text: str) -> str:
-    """The inside of a text that is one fenced block as a whole, else the text; stripped of blank edges."""
+    """The inside of a text that is one fenced block as a whole, else the text; stripped of blank
+    edges.
+    """
     lines = text.strip().split("\n")
     fences = find_fences(lines)
     if len(fences) == 1 and (fences[0].start, fences[0].end) == (0, len(lines) - 1):

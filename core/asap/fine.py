@@ -1,7 +1,7 @@
 """Stage 2 whole (§3.3, Algorithm 2): score the steps of C_coarse, remove the least surprising ones.
 
-`fine_prune` awaits a Scorer; `rebudget` is pure and needs no model, because scores and counts stay on the
-record.
+`fine_prune` awaits a Scorer; `rebudget` is pure and needs no model, because scores and counts stay
+on the record.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from asap.config import PruneConfig
+from asap.config import PruneConfig, ScoreName
 from asap.errors import InvalidInput
 from asap.methods import get_method
 from asap.ports import Scorer, ScoreRequest, TokenCounter
@@ -36,10 +36,11 @@ async def fine_prune(records: Sequence[Record], scorer: Scorer) -> list[Record]:
 
 
 def rebudget(record: Record, config: PruneConfig) -> Record:
-    """The record as a full run with `config` would give it, where `config` differs only in its target.
+    """The record as a full run with `config` would give it, where `config` differs only in its
+    target.
 
-    Raises InvalidInput when the stored scores cannot answer: not scored, scored iteratively for a larger
-    budget, or counted by a tokenizer whose counts do not add up.
+    Raises InvalidInput when the stored scores cannot answer: not scored, scored iteratively for a
+    larger budget, or counted by a tokenizer whose counts do not add up.
     """
     if record.fine is None or record.tokens is None:
         return Record(
@@ -48,12 +49,13 @@ def rebudget(record: Record, config: PruneConfig) -> Record:
     scored, method = record.fine.scored, get_method(config.method)
     if method.needs_scores and config.score not in scored.scores and len(scored.tokens) > 1:
         raise InvalidInput(
-            f"record {record.id!r} holds no {config.score} scores; prune it again with score_within_budget"
+            f"record {record.id!r} holds no {config.score} scores; "
+            "prune it again with score_within_budget"
         )
     if "counts_not_additive" in record.flags:
         raise InvalidInput(
-            f"record {record.id!r}: the counts of tokenizer {record.tokens.tokenizer!r} do not add up over "
-            "steps, so a new budget needs that tokenizer; prune it again"
+            f"record {record.id!r}: the counts of tokenizer {record.tokens.tokenizer!r} do not add "
+            "up over steps, so a new budget needs that tokenizer; prune it again"
         )
     fresh = Record(triple=record.triple, config=config, coarse=record.coarse, tokens=record.tokens)
     if config.mode == "iterative" and method.needs_scores:
@@ -88,9 +90,10 @@ def _request(record: Record) -> ScoreRequest:
     wanted = get_method(config.method).needs_scores and len(record.coarse_steps) > 1
     if not config.score_within_budget and config.step_ratio is None and record.tokens is not None:
         wanted = wanted and record.tokens.coarse > _budget(record, bos=0)
-    free = ("first_token_surprisal", "first_token_entropy")  # both from the same row of logits
-    names = dict.fromkeys((config.score, *free)) if wanted else ()
-    return ScoreRequest(record.triple.question, record.coarse_steps, tuple(names), config.context)
+    # surprisal and entropy of the first token come from the same row of logits: both are kept
+    free: tuple[ScoreName, ...] = ("first_token_surprisal", "first_token_entropy")
+    names = tuple(dict.fromkeys((config.score, *free))) if wanted else ()
+    return ScoreRequest(record.triple.question, record.coarse_steps, names, config.context)
 
 
 def _budget(record: Record, bos: int) -> int:
@@ -179,7 +182,9 @@ def _remove_by_real_counts(
     budget: int,
     counter: TokenCounter,
 ) -> Selection:
-    """The same order with one tokenisation per probe: counts fall monotonically, so O(log P) probes."""
+    """The same order with one tokenisation per probe: counts fall monotonically, so O(log P)
+    probes.
+    """
     config, size = record.config, len(scored.tokens)
 
     def after(removals: int) -> Selection:
@@ -202,7 +207,9 @@ def _remove_by_real_counts(
 
 
 async def _prune_iteratively(record: Record, scored: StepScores, scorer: Scorer) -> FineBlock:
-    """Re-score what is left after every `rescore_every` removals (ours; the scripts only advertise it)."""
+    """Re-score what is left after every `rescore_every` removals (ours; the scripts only advertise
+    it).
+    """
     assert record.tokens is not None
     config, size = record.config, len(scored.tokens)
     budget = None if config.step_ratio is not None else _budget(record, scored.bos)
@@ -210,7 +217,8 @@ async def _prune_iteratively(record: Record, scored: StepScores, scorer: Scorer)
     if (budget is not None and record.tokens.coarse <= budget) or size == 1:
         return _prune_once(record, scored, scorer.name, counter=None)
     protected = _protected(config, size)
-    left, removed, current = list(range(size)), [], scored
+    left, current = list(range(size)), scored
+    removed: list[int] = []
     while True:
         choice = remove_lowest(
             _importance(record, current),
@@ -258,8 +266,8 @@ def _replay_iterative(record: Record, stored: FineBlock) -> FineBlock:
         return _prune_once(record, scored, stored.scorer, counter=None)
     if stored.scored_budget is None or budget < stored.scored_budget:
         raise InvalidInput(
-            f"record {record.id!r} was scored iteratively down to {stored.scored_budget} tokens; a budget of "
-            f"{budget} needs the scorer again"
+            f"record {record.id!r} was scored iteratively down to {stored.scored_budget} tokens; "
+            f"a budget of {budget} needs the scorer again"
         )
     order = {step: float(rank) for rank, step in enumerate(stored.removed)}
     choice = remove_lowest(

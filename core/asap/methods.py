@@ -1,4 +1,6 @@
-"""The one table of pruning methods: name, kind, which stages a record visits, and how steps are ranked."""
+"""The one table of pruning methods: name, kind, which stages a record visits, and how steps are
+ranked.
+"""
 
 from __future__ import annotations
 
@@ -76,4 +78,6 @@ def get_method(name: str) -> Method:
         return METHODS[name]
     near = get_close_matches(name, METHODS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidInput(f"unknown method {name!r}; {hint}known: {', '.join(METHODS)}", code="unknown-method")
+    raise InvalidInput(
+        f"unknown method {name!r}; {hint}known: {', '.join(METHODS)}", code="unknown-method"
+    )

@@ -14,7 +14,9 @@ __all__ = ["ChatModel", "ChatResult", "Sampling", "ScoreRequest", "Scorer", "Tok
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Decoding parameters of one call. `seed` differs between attempts, so each is a fresh sample."""
+    """Decoding parameters of one call. `seed` differs between attempts, so each is a fresh
+    sample.
+    """
 
     temperature: float
     max_tokens: int
@@ -76,4 +78,6 @@ class Scorer(TokenCounter, Protocol):
         """Model name or directory, for provenance."""
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
-        """Scores for each request, in order. Raises CapacityError when one sequence does not fit."""
+        """Scores for each request, in order. Raises CapacityError when one sequence does not
+        fit.
+        """

@@ -1,5 +1,5 @@
-"""The removal engine that every selector shares (Algorithm 2, lines 5 to 9): lowest score first, until the
-budget holds. Knows indices, scores and token counts; neither text nor models.
+"""The removal engine that every selector shares (Algorithm 2, lines 5 to 9): lowest score first,
+until the budget holds. Knows indices, scores and token counts; neither text nor models.
 
 O(P log P) for P steps: one sort, then O(1) per removal, because the tokens of a kept set are a sum.
 """
@@ -15,7 +15,9 @@ __all__ = ["Selection", "remove_lowest", "token_budget"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which steps stay (increasing indices), which went in which order, and what is left in tokens."""
+    """Which steps stay (increasing indices), which went in which order, and what is left in
+    tokens.
+    """
 
     kept: tuple[int, ...]
     removed: tuple[int, ...]
@@ -26,8 +28,8 @@ class Selection:
 class _KeptTokens:
     """Tokens of the kept steps: n(step + blank line) for all but the last, n(step) for the last.
 
-    Exact when the tokenizer cuts text at every step start, which byte-level BPE with a Qwen2 or Llama-3
-    pre-tokenizer does: a run of newlines never merges with the character behind it.
+    Exact when the tokenizer cuts text at every step start, which byte-level BPE with a Qwen2 or
+    Llama-3 pre-tokenizer does: a run of newlines never merges with the character behind it.
     """
 
     def __init__(self, tokens: Sequence[int], tokens_joined: Sequence[int]) -> None:
@@ -110,7 +112,9 @@ def remove_lowest(
             return len(removed) >= remove_steps
         return max_tokens is None or kept.total <= max_tokens
 
-    for i in sorted(range(len(importance)), key=importance.__getitem__):  # stable: ties go earlier first
+    for i in sorted(
+        range(len(importance)), key=importance.__getitem__
+    ):  # stable: ties go earlier first
         if satisfied() or kept.size <= min_steps or len(removed) == max_removals:
             break
         if i not in protected:

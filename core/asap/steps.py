@@ -1,7 +1,8 @@
 """Steps: blocks of a CoT between blank lines. Split, join, and nothing about their meaning.
 
-`join(steps)` is the steps joined by one blank line. Laws (tested): `split(join(split(x))) == split(x)`,
-no step is empty, and no step of the `safe` split holds a blank line outside a closed fence.
+`join(steps)` is the steps joined by one blank line. Laws (tested): `split(join(split(x))) ==
+split(x)`, no step is empty, and no step of the `safe` split holds a blank line outside a closed
+fence.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _BLANK_LINE = re.compile(r"[ \t]*")
 
 
 def split_steps(cot: str, split: Split = "safe") -> list[str]:
-    """The steps of `cot` in order. O(characters).
+    r"""The steps of `cot` in order. O(characters).
 
-    `paper` (§3.3, SplitStepsByBlankLine): strip, split at every "\\n\\n", strip each, drop empty ones; it
-    loses indentation and cuts fenced code. `safe`: split at runs of blank lines, never inside a closed
-    fence, keeping the first line's indent. `code`: `safe`, then blocks of one unfenced piece of code are
-    joined again (see `codesplit`).
+    `paper` (§3.3, SplitStepsByBlankLine): strip, split at every "\n\n", strip each, drop empty
+    ones; it loses indentation and cuts fenced code. `safe`: split at runs of blank lines, never
+    inside a closed fence, keeping the first line's indent. `code`: `safe`, then blocks of one
+    unfenced piece of code are joined again (see `codesplit`).
     """
     return _SPLITTERS[split](cot)
 

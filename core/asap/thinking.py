@@ -1,4 +1,6 @@
-"""The only module that knows `<think>`: parse a generation, render a target, refuse control tokens."""
+"""The only module that knows `<think>`: parse a generation, render a target, refuse control
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ CONTROL_TOKENS: tuple[str, ...] = (
 def parse_generation(text: str, *, implicit_open: bool = False) -> tuple[str, str]:
     """Split `<think>` C `</think>` A into (C, A), both stripped.
 
-    Exactly one tag of each, in order. With `implicit_open` a missing opening tag is accepted, as chat
-    templates that end in `<think>` leave it out. Anything else raises `malformed-think`.
+    Exactly one tag of each, in order. With `implicit_open` a missing opening tag is accepted, as
+    chat templates that end in `<think>` leave it out. Anything else raises `malformed-think`.
     """
     opens, closes = text.count(OPEN), text.count(CLOSE)
     if opens == 0 and implicit_open and closes == 1:
@@ -40,8 +42,8 @@ def parse_generation(text: str, *, implicit_open: bool = False) -> tuple[str, st
     cot, _, answer = rest.partition(CLOSE)
     if opens != 1 or closes != 1 or CLOSE in before or before.strip():
         raise InvalidInput(
-            f"expected one {OPEN} … {CLOSE} at the start of the generation, found {opens} {OPEN} and "
-            f"{closes} {CLOSE}"
+            f"expected one {OPEN} … {CLOSE} at the start of the generation, "
+            f"found {opens} {OPEN} and {closes} {CLOSE}"
             + (", with text before the first" if before.strip() and opens else "")
             + (" (an unfinished response?)" if closes == 0 else ""),
             code="malformed-think",
@@ -59,8 +61,8 @@ def check_control_tokens(field: str, text: str) -> None:
     for token in CONTROL_TOKENS:
         if token in text:
             raise InvalidInput(
-                f"field {field!r} contains the control token {token!r} at character {text.index(token)}; "
-                "remove it or parse the field as a generation",
+                f"field {field!r} contains the control token {token!r} at character "
+                f"{text.index(token)}; remove it or parse the field as a generation",
                 code="control-token-in-text",
                 field=field,
             )

@@ -1,8 +1,8 @@
 """The values that travel: Triple, Record and its blocks. Frozen, strict, JSON both ways.
 
-A Record only grows: stage 1 adds `coarse`, stage 2 adds `fine`. Both hold decisions (indices of kept
-steps), scores and counts, so that the pruned CoT, and a CoT for any other budget, follow from the record
-alone without a model.
+A Record only grows: stage 1 adds `coarse`, stage 2 adds `fine`. Both hold decisions (indices of
+kept steps), scores and counts, so that the pruned CoT, and a CoT for any other budget, follow from
+the record alone without a model.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Usage(Frozen):
 
 
 class MatchReport(Frozen):
-    """Proof, or refusal, that a reply stands in the source in order. An expected outcome, not an error."""
+    """Proof, or refusal, that a reply stands in the source in order. An expected outcome, not an
+    error.
+    """
 
     match: Literal["align", "paper", "exact"]
     """`exact`: the kept steps themselves, valid by construction and checked."""
@@ -135,7 +137,9 @@ class CoarseBlock(Frozen):
 
 
 class StepScores(Frozen):
-    """What the scorer says of one CoT. Scores are in nats, one per step; None: no score, keep the step."""
+    """What the scorer says of one CoT. Scores are in nats, one per step; None: no score, keep the
+    step.
+    """
 
     scores: dict[ScoreName, tuple[float | None, ...]] = Field(default_factory=dict)
     tokens: tuple[int, ...]
@@ -180,7 +184,9 @@ _COMPUTED = ("id", "status", "pruned_cot", "kept_steps", "flags")
 
 
 class Record(Frozen):
-    """A triple on its way: source, config and one block per stage. The JSON line of `asap prune`."""
+    """A triple on its way: source, config and one block per stage. The JSON line of `asap
+    prune`.
+    """
 
     version: Literal[1] = 1
     triple: Triple

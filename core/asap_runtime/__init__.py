@@ -1,0 +1,1 @@
+"""Adapters that every role shares: data sets, problems."""

@@ -1,0 +1,198 @@
+"""The `asap` command: options in, one call each, errors as one sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from asap.errors import AsapError
+from asap_runtime.datasets import Layout
+from asap_runtime.problems import problem_of
+from rich.console import Console
+
+from asap_cli.options import (
+    Method,
+    PruneOptions,
+    SchemaName,
+    ScoreChoice,
+    SplitChoice,
+)
+
+app = typer.Typer(
+    name="asap",
+    help="Compress chains of thought: anchor-guided pruning, then first-token surprisal.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+OutPath = Annotated[
+    Path, typer.Option("--out", "-o", help="Output: .jsonl, .jsonl.gz or .parquet.")
+]
+
+
+@app.command()
+def prune(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="JSONL, JSONL.gz, Parquet, or a hub name owner/name[:split]."
+        ),
+    ],
+    out: OutPath,
+    method: Annotated[Method, typer.Option(help="Pruning method.")] = "asap",
+    preset: Annotated[
+        str, typer.Option(help="default, paper (as published) or repo (as the authors' scripts).")
+    ] = "default",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Token budget of each CoT [default: 4096].", show_default=False),
+    ] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option(help="Instead: share of each CoT's tokens to keep.")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Stage 1: rewrite (the paper's) or select (numbers of steps)."),
+    ] = None,
+    split: Annotated[
+        SplitChoice | None, typer.Option(help="Where steps end: safe, code or paper.")
+    ] = None,
+    score: Annotated[
+        ScoreChoice | None, typer.Option(help="Stage 2: which score ranks steps.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other knob of the configuration."),
+    ] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(help="llm or extractive [default: llm when --llm-model is given]."),
+    ] = None,
+    llm_base_url: Annotated[
+        str | None,
+        typer.Option(envvar="ASAP_LLM__BASE_URL", help="OpenAI-compatible server, with /v1."),
+    ] = None,
+    llm_model: Annotated[
+        str | None, typer.Option(envvar="ASAP_LLM__MODEL", help="Model that prunes in stage 1.")
+    ] = None,
+    llm_concurrency: Annotated[int, typer.Option(min=1, help="LLM calls at the same time.")] = 32,
+    llm_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Longest silence of one call.")
+    ] = 600,
+    llm_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IN,OUT", help="US dollars per million tokens in and out, for the cost."
+        ),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="Causal LM: hub name, directory, demo, or auto (7B with a GPU, else demo)."
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    layout: Annotated[
+        Layout, typer.Option(help="record (everything), messages (for SFT) or triple.")
+    ] = "record",
+    schema: Annotated[
+        SchemaName | None, typer.Option(help="Fields of IN, when detection is wrong.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(envvar="ASAP_CACHE_DIR", help="Where LLM replies are kept.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the schema.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, cost and time; write nothing.")
+    ] = False,
+) -> None:
+    """Prune the triples of IN into OUT. A killed run goes on where it stopped.
+
+    The LLM's key is read from ASAP_LLM__API_KEY or OPENAI_API_KEY, never from an option.
+    """
+    from asap_cli.prune import run_prune
+
+    options = PruneOptions(
+        source=source,
+        out=out,
+        config=PruneOptions.build_config(
+            assignments or [],
+            method=method,
+            preset=preset,
+            max_tokens=max_tokens,
+            keep_ratio=keep_ratio,
+            protocol=protocol,
+            split=split,
+            score=score,
+            anchor=anchor or ("llm" if llm_model else "extractive"),
+        ),
+        llm_base_url=llm_base_url,
+        llm_model=llm_model,
+        llm_concurrency=llm_concurrency,
+        llm_timeout_s=llm_timeout_s,
+        llm_price=PruneOptions.parse_price(llm_price),
+        scorer=scorer,
+        device=device,
+        layout=layout,
+        schema=schema,
+        cache_dir=cache_dir,
+        ask=not yes and schema is None,
+    )
+    raise typer.Exit(run_prune(options, dry_run=dry_run))
+
+
+@app.command()
+def rebudget(
+    source: Annotated[str, typer.Argument(metavar="OUT", help="Records of `asap prune`.")],
+    out: OutPath,
+    max_tokens: Annotated[int | None, typer.Option(help="The new token budget.")] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option(help="Instead: share of tokens to keep.")
+    ] = None,
+    layout: Annotated[Layout, typer.Option(help="record, messages or triple.")] = "record",
+) -> None:
+    """Prune again from the stored scores, with no LLM and no model."""
+    from asap_cli.rebudget import run_rebudget
+
+    raise typer.Exit(run_rebudget(source, out, max_tokens, keep_ratio, layout))
+
+
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="OUT", help="Records of `asap prune`.")],
+    id: Annotated[
+        str | None,
+        typer.Option("--id", help="Record to show, or the start of its id [default: first]."),
+    ] = None,
+) -> None:
+    """Print one trace: kept steps, dropped steps struck through, stage and surprisal of each."""
+    from asap_cli.show import run_show
+
+    run_show(source, id, Console())
+
+
+@app.command()
+def methods() -> None:
+    """List the pruning methods."""
+    from asap_cli.show import method_table
+
+    Console().print(method_table())
+
+
+def main() -> None:
+    """Entry point: an AsapError becomes one sentence on stderr and its exit code."""
+    try:
+        app()
+    except AsapError as error:
+        problem = problem_of(error)
+        Console(stderr=True).print(
+            f"asap: {error.detail}", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

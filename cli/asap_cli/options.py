@@ -1,0 +1,100 @@
+"""What a prune command was asked for, as one value; options become a PruneConfig here and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from asap.config import PruneConfig
+from asap.errors import InvalidInput
+from asap.methods import get_method
+from asap_runtime.datasets import Layout
+from asap_runtime.schemas import Schema
+from pydantic import ValidationError
+
+Method = Literal["asap", "asap_stage1", "asap_stage2", "direct", "random", "truncate", "original"]
+SplitChoice = Literal["safe", "code", "paper"]
+ScoreChoice = Literal[
+    "first_token_surprisal", "first_token_entropy", "mean_surprisal", "step_entropy"
+]
+SchemaName = Schema
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """One prune command."""
+
+    source: str
+    out: Path
+    config: PruneConfig
+    llm_base_url: str | None
+    llm_model: str | None
+    llm_concurrency: int
+    llm_timeout_s: float
+    llm_price: tuple[float, float] | None
+    """US dollars per million prompt and completion tokens."""
+    scorer: str
+    device: str
+    layout: Layout
+    schema: Schema | None
+    cache_dir: Path | None
+    ask: bool
+
+    @staticmethod
+    def build_config(assignments: Sequence[str], **values: object) -> PruneConfig:
+        """The configuration from options that were given; wrong values name the option."""
+        given = {name: value for name, value in values.items() if value is not None}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            if not equals or name not in PruneConfig.model_fields:
+                raise InvalidInput(
+                    f"--set {assignment!r}: expected NAME=VALUE with one of "
+                    f"{', '.join(PruneConfig.model_fields)}",
+                    code="unknown-field",
+                )
+            given[name] = _value(text)
+        get_method(str(given["method"]))
+        return validate_config(given)
+
+    @staticmethod
+    def parse_price(text: str | None) -> tuple[float, float] | None:
+        """`IN,OUT` as two numbers."""
+        if text is None:
+            return None
+        try:
+            price_in, price_out = (float(part) for part in text.split(","))
+        except ValueError:
+            raise InvalidInput(f"--llm-price must be two numbers IN,OUT, not {text!r}") from None
+        return price_in, price_out
+
+    @property
+    def reply_cache(self) -> Path:
+        """Folder of the content-addressed LLM replies."""
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return (self.cache_dir or Path(base) / "asap") / "replies"
+
+
+def validate_config(values: dict[str, Any]) -> PruneConfig:
+    """A PruneConfig, or InvalidInput with one sentence that names the knob."""
+    try:
+        return PruneConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        subject = f"{name}: " if name else ""
+        value = f" (got {values[name]!r})" if name in values else ""
+        raise InvalidInput(f"{subject}{message}{value}") from None
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

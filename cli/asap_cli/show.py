@@ -1,0 +1,66 @@
+"""`asap show`: one trace on the terminal, and the table of methods."""
+
+from __future__ import annotations
+
+from asap.errors import NotFound
+from asap.methods import METHODS
+from asap.types import Record
+from asap_runtime.datasets import read_records
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def run_show(source: str, id: str | None, console: Console) -> None:
+    """Print the record whose id is, or starts with, `id`; the first record without one."""
+    for record in read_records(source):
+        if id is None or record.id.startswith(id):
+            console.print(_title(record))
+            console.print(_steps_table(record))
+            return
+    raise NotFound(f"no record in {source!r} has the id {id!r}")
+
+
+def _title(record: Record) -> Text:
+    title = Text.assemble((record.id, "bold"), f"  {record.status}, method {record.config.method}")
+    if record.tokens is not None:
+        tokens = record.tokens
+        counts = " → ".join(f"{n:,}" for n in (tokens.original, tokens.coarse, tokens.pruned))
+        title.append(f", {counts} tokens ({tokens.tokenizer})")
+    if record.flags:
+        title.append(f"\nflags: {', '.join(record.flags)}", style="yellow")
+    return title
+
+
+def _steps_table(record: Record) -> Table:
+    """One line per source step: number, where it went, surprisal, text."""
+    table = Table("step", "stage", "nats", "text", box=None, header_style="dim", pad_edge=False)
+    if record.kept_steps is None:
+        table.add_row("", "LLM text", "", Text(record.pruned_cot))
+        return table
+    kept = set(record.kept_steps)
+    coarse = range(len(record.source_steps))
+    if record.coarse is not None and record.coarse.kept is not None:
+        coarse = record.coarse.kept  # type: ignore[assignment]
+    place = {step: at for at, step in enumerate(coarse)}
+    scores: tuple[float | None, ...] = ()
+    if record.fine is not None:
+        scores = record.fine.scored.scores.get(record.config.score, ())
+    for step, text in enumerate(record.source_steps):
+        score = scores[place[step]] if step in place and scores else None
+        nats = "" if score is None else f"{score:.2f}"
+        if step in kept:
+            table.add_row(str(step), "kept", nats, Text(text))
+        else:
+            stage = "surprisal" if step in place else "anchor"
+            style = "dim red" if stage == "anchor" else "dim yellow"
+            table.add_row(str(step), Text(f"− {stage}", style), nats, Text(text, f"strike {style}"))
+    return table
+
+
+def method_table() -> Table:
+    """The rows of `asap.methods`."""
+    table = Table("method", "kind", "stages", "what it does", box=None, header_style="dim")
+    for row in METHODS.values():
+        table.add_row(row.name, row.kind, " → ".join(row.stages) or "-", row.summary)
+    return table
