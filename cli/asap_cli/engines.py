@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from asap.errors import Misconfigured
 from asap.methods import get_method
 from asap.ports import Scorer, TokenCounter
-
 from asap_cli.options import PruneOptions
 
 if TYPE_CHECKING:

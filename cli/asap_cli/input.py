@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from asap.errors import AsapError, InvalidInput
 from asap.types import Triple
 from asap_runtime.datasets import Line, read_lines
 from asap_runtime.schemas import SCHEMAS, Schema, detect_schema, to_triple
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 PEEK = 32
 """Lines read ahead to detect the schema."""

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from asap.errors import AsapError
-from asap_runtime.datasets import Layout
-from asap_runtime.problems import problem_of
 from rich.console import Console
 
+from asap.errors import AsapError
 from asap_cli.options import (
     Method,
     PruneOptions,
@@ -19,6 +17,8 @@ from asap_cli.options import (
     ScoreChoice,
     SplitChoice,
 )
+from asap_runtime.layouts import Layout
+from asap_runtime.problems import problem_of
 
 app = typer.Typer(
     name="asap",

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from asap.config import PruneConfig
 from asap.errors import InvalidInput
 from asap.methods import get_method
-from asap_runtime.datasets import Layout
+from asap_runtime.layouts import Layout
 from asap_runtime.schemas import Schema
-from pydantic import ValidationError
 
 Method = Literal["asap", "asap_stage1", "asap_stage2", "direct", "random", "truncate", "original"]
 SplitChoice = Literal["safe", "code", "paper"]

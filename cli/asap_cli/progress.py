@@ -7,8 +7,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from asap.estimate import Summary
-from asap.types import Record
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from asap.estimate import Summary
+from asap.types import Record
 
 
 class PruneProgress:

@@ -11,21 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from asap.errors import AsapError, InvalidInput
 from asap.estimate import Summary
 from asap.methods import get_method
 from asap.types import Record, Triple
-from asap_runtime.datasets import RecordWriter, count_lines
-from asap_runtime.pipeline import prune_stream
-from asap_runtime.problems import INTERRUPTED, problem_of
-from rich.console import Console
-
 from asap_cli.engines import open_chat, open_counter, open_scorer
 from asap_cli.input import Source
 from asap_cli.journal import Journal, content_key
 from asap_cli.options import PruneOptions
 from asap_cli.progress import PruneProgress
 from asap_cli.report import print_dry_run, print_summary
+from asap_runtime.datasets import count_lines
+from asap_runtime.layouts import RecordWriter
+from asap_runtime.pipeline import prune_stream
+from asap_runtime.problems import INTERRUPTED, problem_of
 
 if TYPE_CHECKING:
     from asap.ports import Scorer, TokenCounter

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from asap.errors import InvalidInput
 from asap.estimate import Summary
 from asap.fine import rebudget
-from asap_runtime.datasets import Layout, RecordWriter, read_records
-from rich.console import Console
-
 from asap_cli.options import validate_config
+from asap_runtime.datasets import read_records
+from asap_runtime.layouts import Layout, RecordWriter
 
 
 def run_rebudget(

@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
+
 from asap.errors import AsapError
 from asap.estimate import Summary, estimate
 from asap.fine import fine_prune
 from asap.types import Record
-from rich.console import Console
-from rich.table import Table
-
 from asap_cli.input import Source
 from asap_cli.options import PruneOptions
 
 if TYPE_CHECKING:
     from asap.ports import Scorer, TokenCounter
     from asap_anchor.chat import OpenAIChat
-
     from asap_cli.prune import Rejected
 
 SHOWN_REJECTIONS = 20

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from asap.errors import NotFound
 from asap.methods import METHODS
 from asap.types import Record
 from asap_runtime.datasets import read_records
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 
 def run_show(source: str, id: str | None, console: Console) -> None:

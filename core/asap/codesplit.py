@@ -4,7 +4,9 @@ Real traces seldom fence their code, so blank lines cut it: a function becomes t
 removing one of them leaves code that cannot run. A block continues the piece before it when
 
 1. the piece is code and the block starts indented (the body goes on behind a blank line);
-2. the piece ends by opening a block (`for i in x:`) and the block is code or indented;
+2. the piece began under a line that ends in a colon, and the block stands deeper than that line
+(this
+   also keeps pseudo-code whole, "for each stick:" and what it does);
 3. the piece is code with an open bracket and the block is code or starts like the inside of one;
 4. the piece and the block are both code (statements of one program, a blank line between them).
 
@@ -63,17 +65,17 @@ _DOING = (
 
 
 def merge_code(steps: Sequence[str], separator: str) -> list[str]:
-    """`steps` with each run of blocks that form one piece of code joined by `separator`.
-    O(characters).
-    """
+    """`steps` with each run of blocks that form one piece of code joined by `separator`."""
     merged: list[str] = []
     piece: list[str] = []
     piece_is_code = False
     for step in steps:
         step_is_code = is_code(step)
-        if piece and _continues(piece, piece_is_code, step, step_is_code):
+        if piece and (
+            _under_header(piece, step) or _continues(piece, piece_is_code, step_is_code, step)
+        ):
             piece.append(step)
-            piece_is_code = True
+            piece_is_code = piece_is_code or step_is_code
         else:
             if piece:
                 merged.append(separator.join(piece))
@@ -83,13 +85,28 @@ def merge_code(steps: Sequence[str], separator: str) -> list[str]:
     return merged
 
 
-def _continues(piece: Sequence[str], piece_is_code: bool, step: str, step_is_code: bool) -> bool:
+def _under_header(piece: Sequence[str], step: str) -> bool:
+    """The block stands deeper than a line before it that ends in a colon: its body, in any
+    language.
+    """
+    if _LIST_ITEM.match(step) or _holds_fence(piece[-1]) or _holds_fence(step):
+        return False
+    header = piece[0] if len(piece) > 1 else piece[0].split("\n")[-1]
+    opens = len(piece) > 1 or header.rstrip().endswith(":")
+    return opens and _indent(step) > _indent(header)
+
+
+def _continues(piece: Sequence[str], piece_is_code: bool, step_is_code: bool, step: str) -> bool:
     if not piece_is_code or _holds_fence(piece[-1]) or _holds_fence(step):
         return False
     indented = step[0] in " \t" and not _LIST_ITEM.match(step)
     if indented or step_is_code:
         return True
     return _INSIDE_BRACKET.match(step) is not None and bool(_missing_closers("\n\n".join(piece)))
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip(" \t"))
 
 
 def is_code(block: str) -> bool:

@@ -8,32 +8,25 @@ next one is read. Memory is one line, or one Parquet batch.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any
 
-from asap.errors import AsapError, InvalidInput, NotFound
-from asap.thinking import render_target
-from asap.types import Record
 from pydantic import ValidationError
 
+from asap.errors import AsapError, InvalidInput, NotFound
+from asap.types import Record
+
 __all__ = [
-    "Layout",
     "Line",
-    "RecordWriter",
     "count_lines",
     "read_lines",
     "read_records",
-    "to_row",
 ]
 
-Layout = Literal["record", "messages", "triple"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PARQUET_ROWS = 256
 
@@ -187,141 +180,3 @@ def read_records(source: str) -> Iterator[Record]:
                 f"line {line.number} of {source!r} is no record of `asap prune` (layout 'record')",
                 line=line.number,
             ) from error
-
-
-def to_row(record: Record, layout: Layout) -> dict[str, Any]:
-    """One output row: the whole record, a chat for SFT, or a triple with the pruned CoT."""
-    triple = record.triple
-    if layout == "record":
-        return record.model_dump(mode="json")
-    if layout == "triple":
-        fields = {"question": triple.question, "cot": record.pruned_cot, "answer": triple.answer}
-        return {**triple.meta, "id": record.id, **fields}
-    target = render_target(record.pruned_cot, triple.answer)
-    turns = [("user", triple.question), ("assistant", target)]
-    return {
-        **triple.meta,
-        "id": record.id,
-        "messages": [{"role": role, "content": content} for role, content in turns],
-    }
-
-
-class RecordWriter:
-    """Writes records to a file by its ending (.jsonl, .jsonl.gz, .parquet); whole, or not at all.
-
-    The file appears under its name when the `with` block ends without an exception. In Parquet the
-    `record` layout keeps the whole record as JSON in the column `record`, beside columns to query.
-    """
-
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._path, self._layout = path, layout
-        self._part = path.with_name(f".{path.name}.part")
-        self._sink: _JsonLines | _Parquet
-
-    @staticmethod
-    def check(path: Path) -> None:
-        """Raise InvalidInput for an ending that cannot be written, or a folder that is not
-        there.
-        """
-        if not path.name.lower().endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise InvalidInput(f"OUT must end in .jsonl, .jsonl.gz or .parquet, not {path.name!r}")
-        if not path.parent.is_dir():
-            raise NotFound(f"the folder {str(path.parent)!r} of OUT does not exist")
-        if path.is_dir():
-            raise InvalidInput(f"OUT is a folder: {str(path)!r}")
-
-    def __enter__(self) -> Self:
-        self.check(self._path)
-        parquet = self._path.name.lower().endswith(".parquet")
-        compressed = self._path.name.lower().endswith(".gz")
-        self._sink = _Parquet(self._part) if parquet else _JsonLines(self._part, compressed)
-        return self
-
-    def write(self, record: Record) -> None:
-        """Add one record."""
-        row = to_row(record, self._layout)
-        if self._layout == "record" and isinstance(self._sink, _Parquet):
-            row = _record_columns(record)
-        self._sink.write(row)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._sink.close()
-        if kind is None:
-            self._part.replace(self._path)
-        else:
-            with suppress(FileNotFoundError):
-                self._part.unlink()
-
-
-def _record_columns(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "status": record.status,
-        "question": record.triple.question,
-        "pruned_cot": record.pruned_cot,
-        "answer": record.triple.answer,
-        "kept_steps": record.kept_steps,
-        "tokens_original": record.tokens.original if record.tokens else None,
-        "tokens_pruned": record.tokens.pruned if record.tokens else None,
-        "flags": record.flags,
-        "record": record.model_dump_json(),
-    }
-
-
-class _JsonLines:
-    def __init__(self, path: Path, compressed: bool) -> None:
-        self._raw = path.open("wb")
-        # no time stamp and no file name in the header: equal records give equal bytes
-        self._binary: IO[bytes] = (
-            gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)  # type: ignore[assignment]
-            if compressed
-            else self._raw
-        )
-        self._text = io.TextIOWrapper(self._binary, encoding="utf-8", newline="\n")
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._text.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        self._text.close()
-        self._raw.close()
-
-
-class _Parquet:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[Mapping[str, Any]] = []
-        self._writer: Any = None
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        nested = {"messages", "kept_steps", "flags"}
-        self._rows.append(
-            {
-                # columns of one type, whatever a line's other fields are
-                name: value
-                if name in nested or not isinstance(value, list | dict)
-                else json.dumps(value)
-                for name, value in row.items()
-            }
-        )
-        if len(self._rows) >= _PARQUET_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if self._writer is None:
-            table = pa.Table.from_pylist(self._rows)
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._writer.schema))
-        self._rows = []
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
 from asap.errors import InvalidInput
 from asap.thinking import CLOSE, OPEN, parse_generation
 from asap.types import Record, Triple
-from pydantic import JsonValue, TypeAdapter, ValidationError
 
 __all__ = ["SCHEMAS", "Schema", "detect_schema", "to_triple"]
 

@@ -4,11 +4,12 @@ import random
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from asap.alignment import align_words, match_by_alignment
 from asap.fences import unwrap
 from asap.steps import join_steps, split_steps
-from hypothesis import given
-from hypothesis import strategies as st
 from strategies import steps as step_lists
 
 SOURCE = [
@@ -83,7 +84,9 @@ def test_words_slide_to_the_run_they_stand_beside():
     source = ["a", "x", "b", "c", "d"]
     # the common subsequence may take "a" from the front; "b c d" stand together behind it
     assert align_words(source, ["b", "c", "d"]) == [(2, 0, 3)]
-    assert align_words(["the", "end", "so", "the", "answer"], ["so", "the", "answer"]) == [(2, 0, 3)]
+    assert align_words(["the", "end", "so", "the", "answer"], ["so", "the", "answer"]) == [
+        (2, 0, 3)
+    ]
 
 
 @given(steps=step_lists, data=st.data())

@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+
 from asap.coarse import coarse_prune, prove_reply
 from asap.config import PruneConfig
 from asap.errors import InvalidInput, UpstreamUnavailable

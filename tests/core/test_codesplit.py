@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from asap.codesplit import is_code, merge_code
 
 
@@ -39,6 +40,9 @@ def test_prose_labels_and_fences_are_not_code(block):
         (["for i in x:", "    print(i)"], 1),  # open block
         (["xs = [1,\n    2,", "3, 4]"], 1),  # open bracket
         (["import math", "x = math.pi", "print(x)"], 1),  # statements of one program
+        (["For each stick:", "   if it is new, count it.", "      else skip."], 1),  # under a colon
+        (["For each stick:", "   count it.", "Then compare."], 2),
+        (["Some text:", "   indented", " less"], 1),
         (["x = 1", "Wait, no.", "x = 2"], 3),
         (["Some text:", "    - an item"], 2),
         (["x = 1", "- an item"], 2),

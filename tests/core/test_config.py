@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from asap.config import PruneConfig
 from pydantic import ValidationError
+
+from asap.config import PruneConfig
 
 
 def test_default_target_is_the_papers_budget():

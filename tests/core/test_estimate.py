@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from asap.config import PruneConfig
 from asap.estimate import Summary, estimate
 from asap.types import Attempt, CoarseBlock, Record, TokenCounts, Triple, Usage

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from asap.extractive import rank_steps, select_steps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from asap.extractive import rank_steps, select_steps
 from strategies import steps as step_lists
 
 ANSWER = "Use a heap.\n```python\ndef smallest(xs):\n    return heapq.nsmallest(1, xs)\n```"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from asap.fences import code_blocks, find_fences, unwrap, wrap
 
 

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from asap.config import PruneConfig
 from asap.errors import InvalidInput
 from asap.fine import count_tokens, fine_prune, rebudget
 from asap.steps import join_steps
 from asap.types import CoarseBlock, Record, StepScores, Triple
 from fakes import TableScorer, count_words
-from hypothesis import given
-from hypothesis import strategies as st
 from strategies import steps as step_lists
 
 # Lengths and scores of the worked example: A 4 tokens, B 3, C 5, D 2

@@ -5,10 +5,11 @@ import itertools
 import random
 
 import pytest
-from asap.gestalt import StepMatcher, match_in_order
-from asap.steps import split_steps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from asap.gestalt import StepMatcher, match_in_order
+from asap.steps import split_steps
 from strategies import steps as step_lists
 
 TAU = 0.6

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from asap.errors import InvalidInput
 from asap.methods import METHODS, get_method
 

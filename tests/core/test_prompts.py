@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from asap.prompts import (
     answer_in_prompt,
     clean_reply,
@@ -11,8 +14,6 @@ from asap.prompts import (
     parse_selection,
     select_prompt,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_inserted_text_gets_a_longer_fence_than_it_holds():

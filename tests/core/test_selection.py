@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from asap.selection import remove_lowest, token_budget
 from hypothesis import given
 from hypothesis import strategies as st
+
+from asap.selection import remove_lowest, token_budget
 
 LENGTHS = (4, 3, 5, 2)  # steps A B C D, one token a word; a separator is one token
 JOINED = tuple(n + 1 for n in LENGTHS)

@@ -4,9 +4,10 @@ import ast
 import re
 
 import pytest
+from hypothesis import given
+
 from asap.fences import find_fences
 from asap.steps import join_steps, split_steps
-from hypothesis import given
 from strategies import any_texts
 
 FENCED = "```python\ndef f(x):\n    y = x + 1\n\n    return y\n```"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from asap.surprisal import build_context, first_tokens, plan_windows
 from hypothesis import given
 from hypothesis import strategies as st
+
+from asap.surprisal import build_context, first_tokens, plan_windows
 from strategies import steps as step_lists
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from asap.errors import InvalidInput
 from asap.thinking import CONTROL_TOKENS, check_control_tokens, parse_generation, render_target
 

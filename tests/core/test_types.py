@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
+
 from asap.config import PruneConfig
 from asap.errors import InvalidInput
 from asap.types import CoarseBlock, FineBlock, Record, StepScores, Triple, Usage
-from pydantic import ValidationError
 
 
 def make(**fields):

@@ -1,0 +1,50 @@
+# The one door to every task. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo check test test-fast bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := core services cli tests benchmarks examples
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## .venv with the CPU profile and the `asap` command
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
+	sh scripts/install.sh $(VENV) surprisal,hub
+	@touch $@
+
+install-dev: $(VENV)/.installed-dev
+$(VENV)/.installed-dev: $(VENV)/.installed
+	sh scripts/install.sh $(VENV) dev
+	@touch $@
+
+demo: install  ## prune the sample traces (no GPU, key or download) and show one
+	@mkdir -p out
+	$(BIN)/asap prune examples/triples.jsonl -o out/demo.jsonl \
+	  --anchor extractive --scorer demo --max-tokens 512 --yes
+	$(BIN)/asap show out/demo.jsonl --id marco-o1-033
+
+check: install-dev  ## linters, types, layers, spelling
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell $(SOURCES) docs README.md CHANGELOG.md CONTRIBUTING.md
+
+test: install-dev  ## the whole suite, with the real vLLM
+	sh tests/engines/install.sh $(BIN)/python
+	$(BIN)/python -m pytest
+
+test-fast: install-dev  ## what takes seconds: no engines, no slow tests
+	$(BIN)/python -m pytest -m "not contract and not slow"
+
+bench: install-dev  ## all benchmarks, each a table with ratios
+	$(BIN)/python benchmarks/gestalt.py
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/stage1.py
+	$(BIN)/python benchmarks/codesplit.py
+	$(BIN)/python benchmarks/scorer.py
+
+clean:  ## remove the environment and what runs leave behind
+	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,116 @@
+"""What can go wrong between us and an LLM server: which failures deserve a retry, and the sentences
+for those that stay. No sentence holds the server's body, the prompt or the key.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
+from typing import Any
+
+from asap.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+
+__all__ = ["Failures", "Transient", "retry_after_s"]
+
+_ADVICE = {
+    401: "check the API key",
+    403: "the API key may not use this model",
+    404: "check the base URL and the model name",
+}
+
+
+class Transient(Exception):
+    """A transport failure worth a retry; `error` is what to raise when no retry is left."""
+
+    def __init__(self, error: UpstreamError, retry_after_s: float | None = None) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Failures of one server, named in every sentence by host and port."""
+
+    server: str
+    model: str
+    retries: int
+
+    def timed_out(self, timeout_s: float) -> Transient:
+        """No connection, or no complete reply, in time."""
+        return Transient(
+            UpstreamTimeout(
+                f"The LLM server {self.server} gave no complete reply in time ({timeout_s:g} s), "
+                f"{self._also()}: raise the time-out or lower the concurrency.",
+                server=self.server,
+            )
+        )
+
+    def unreachable(self) -> Transient:
+        """Refused, reset or dropped, in the middle of a reply too."""
+        return Transient(
+            UpstreamUnavailable(
+                f"The LLM server {self.server} could not be reached, or dropped the connection, "
+                f"{self._also()}: check that it runs and that the base URL is right.",
+                server=self.server,
+            )
+        )
+
+    def malformed(self) -> Transient:
+        """Broken JSON or another schema: what a failing proxy sends for a moment."""
+        return Transient(
+            UpstreamError(
+                f"The LLM server {self.server} answered with something that is not a chat "
+                f"completion, {self._also()}: check that the base URL ends in the path of an "
+                "OpenAI-compatible API, often /v1.",
+                server=self.server,
+            )
+        )
+
+    def refused(self, status: int, headers: Mapping[str, str]) -> Transient | UpstreamError:
+        """An error status: transient (408, 409, 429, 5xx), or final."""
+        if status not in (408, 409, 429) and status < 500:
+            advice = _ADVICE.get(status, "it does not accept the request")
+            return UpstreamError(
+                f"The LLM server {self.server} answered {status} for model {self.model!r}: "
+                f"{advice}.",
+                server=self.server,
+                status=status,
+            )
+        asked = retry_after_s(headers, now=time.time())
+        known: dict[str, Any] = {} if asked is None else {"retry_after_s": asked}
+        return Transient(
+            UpstreamUnavailable(
+                f"The LLM server {self.server} answered {status}, {self._also()}: "
+                "lower the concurrency or try again later.",
+                server=self.server,
+                status=status,
+                **known,
+            ),
+            asked,
+        )
+
+    def _also(self) -> str:
+        return f"also after {self.retries} retries"
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Seconds that a server asks to wait (`retry-after-ms`, `Retry-After`); None if it does not.
+
+    `now` is in seconds since the epoch, for the form that names a date.
+    """
+    for header, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(header, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        date = parsedate_tz(headers.get("retry-after", ""))
+        return max(0.0, mktime_tz(date) - now) if date else None
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None  # like a date, but none of this calendar

@@ -1,0 +1,59 @@
+"""Rules of the tree that no linter knows: sizes, public names, a test file for each module."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+PACKAGES = {
+    "core/asap": "tests/core",
+    "core/asap_runtime": "tests/runtime",
+    "services/anchor/asap_anchor": "tests/services/anchor",
+    "services/surprisal/asap_surprisal": "tests/services/surprisal",
+    "cli/asap_cli": "tests/cli",
+}
+MODULES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).glob("*.py"))]
+# Tested through the module that calls them; a file of their own would repeat its tests.
+THROUGH = {
+    "errors": "test_problems", "ports": "test_coarse",
+    "batching": "test_scorer", "forward": "test_scorer", "loading": "test_scorer",
+    "model_files": "test_scorer", "sequence": "test_scorer", "tokenization": "test_scorer",
+    "engines": "test_prune", "input": "test_prune", "options": "test_prune",
+    "progress": "test_prune", "report": "test_prune", "main": "test_prune",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_every_module_has_its_test_file(path):
+    if path.stem in ("__init__", "__main__"):
+        return
+    folder = PACKAGES[str(path.parent.relative_to(REPOSITORY))]
+    name = THROUGH.get(path.stem, f"test_{path.stem}")
+    assert list((REPOSITORY / "tests").rglob(f"{name}.py")), f"{folder}/{name}.py is missing"
+
+
+def test_names_say_an_idea():
+    banned = {"utils", "common", "helpers", "misc", "base", "manager"}
+    assert not [path for path in MODULES if path.stem in banned]
+
+
+@pytest.mark.parametrize("module", ["asap"])
+def test_the_public_list_is_sorted_and_importable(module):
+    public = importlib.import_module(module)
+    assert sorted(public.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)) == public.__all__
+    assert all(hasattr(public, name) for name in public.__all__)
+
+
+def test_the_readme_names_every_top_folder():
+    readme = (REPOSITORY / "README.md").read_text()
+    for folder in ("core", "services", "cli", "tests", "benchmarks", "examples"):
+        assert re.search(rf"^{folder}/", readme, re.MULTILINE), folder

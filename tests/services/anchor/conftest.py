@@ -1,0 +1,38 @@
+"""An OpenAIChat for a scripted server: everything as in production, but quick to try again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from asap.ports import Sampling
+from asap_anchor.chat import OpenAIChat
+from openai_server import OpenAIServer
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def sampling() -> Sampling:
+    return Sampling(temperature=2.0, max_tokens=64, seed=7)
+
+
+@pytest.fixture
+async def chat_for() -> AsyncIterator[Callable[..., OpenAIChat]]:
+    """Makes a client of a server (or a base URL), closed at the end of the test."""
+    made: list[OpenAIChat] = []
+
+    def make(server: OpenAIServer | str, **arguments) -> OpenAIChat:
+        base_url = server if isinstance(server, str) else server.base_url
+        quick = {"timeout_s": 5.0, "backoff_base_s": 0.01, "backoff_cap_s": 1.0}
+        chat = OpenAIChat(
+            base_url=base_url,
+            **{"api_key": KEY, "model": "tiny"} | quick | arguments,
+        )
+        made.append(chat)
+        return chat
+
+    yield make
+    for chat in made:
+        await chat.close()
