@@ -5,7 +5,9 @@ them.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from asap.ports import ChatResult, Sampling, ScoreRequest
 from asap.types import StepScores, Usage
@@ -71,3 +73,8 @@ class TableScorer:
             )
             for request in requests
         ]
+
+
+def rows(path: Path) -> list[dict]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -52,15 +52,20 @@ def open_scorer(options: PruneOptions) -> Scorer | None:
 
 def open_counter(options: PruneOptions) -> TokenCounter:
     """The scorer's tokenizer alone, for methods that only count."""
-    from asap_surprisal.tokenization import load_tokenizer
+    from asap_surprisal.tokenization import HFTokenCounter
 
-    return load_tokenizer(resolve_scorer(options))
+    return HFTokenCounter.load(resolve_scorer(options))
 
 
 def resolve_scorer(options: PruneOptions) -> str:
     """`auto`: the paper's 7B where a GPU can run it, else the shipped demo scorer."""
     if options.scorer != "auto":
         return options.scorer
-    from asap_surprisal import DEFAULT_MODEL, DEMO_MODEL, has_gpu
+    from asap_surprisal.demo import DEMO
+    from asap_surprisal.model_files import DEFAULT_MODEL
 
-    return DEFAULT_MODEL if options.device != "cpu" and has_gpu() else DEMO_MODEL
+    if options.device == "cpu":
+        return DEMO
+    from asap_surprisal.loading import gpu_available
+
+    return DEFAULT_MODEL if gpu_available() else DEMO

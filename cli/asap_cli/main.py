@@ -11,6 +11,7 @@ from rich.console import Console
 
 from asap.errors import AsapError
 from asap_cli.options import (
+    Device,
     Method,
     PruneOptions,
     SchemaName,
@@ -94,7 +95,7 @@ def prune(
             help="Causal LM: hub name, directory, demo, or auto (7B with a GPU, else demo)."
         ),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where the scorer runs.")] = "auto",
     layout: Annotated[
         Layout, typer.Option(help="record (everything), messages (for SFT) or triple.")
     ] = "record",

@@ -25,6 +25,7 @@ ScoreChoice = Literal[
     "first_token_surprisal", "first_token_entropy", "mean_surprisal", "step_entropy"
 ]
 SchemaName = Schema
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class PruneOptions:
     llm_price: tuple[float, float] | None
     """US dollars per million prompt and completion tokens."""
     scorer: str
-    device: str
+    device: Device
     layout: Layout
     schema: Schema | None
     cache_dir: Path | None

@@ -84,7 +84,10 @@ class PruneRun:
         progress: PruneProgress,
     ) -> None:
         """Prune everything that `feed` gives, journalling each record as it comes."""
-        stream = prune_stream(self.feed(), chat=chat, scorer=scorer, counter=counter)
+        concurrency = self.options.llm_concurrency
+        stream = prune_stream(
+            self.feed(), chat=chat, scorer=scorer, counter=counter, concurrency=concurrency
+        )
         async for outcome in stream:
             number, key = self._waiting[outcome.position]
             if outcome.error is None and outcome.record is not None:

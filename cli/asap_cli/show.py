@@ -14,12 +14,22 @@ from asap_runtime.datasets import read_records
 
 def run_show(source: str, id: str | None, console: Console) -> None:
     """Print the record whose id is, or starts with, `id`; the first record without one."""
+    record = _find(source, id)
+    console.print(_title(record))
+    console.print(_steps_table(record))
+
+
+def _find(source: str, id: str | None) -> Record:
+    """The record of that id; failing that the first whose id starts so."""
+    candidate = None
     for record in read_records(source):
-        if id is None or record.id.startswith(id):
-            console.print(_title(record))
-            console.print(_steps_table(record))
-            return
-    raise NotFound(f"no record in {source!r} has the id {id!r}")
+        if id is None or record.id == id:
+            return record
+        if candidate is None and record.id.startswith(id):
+            candidate = record
+    if candidate is None:
+        raise NotFound(f"no record in {source!r} has the id {id!r}")
+    return candidate
 
 
 def _title(record: Record) -> Text:

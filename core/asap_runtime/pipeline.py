@@ -27,8 +27,6 @@ __all__ = ["Outcome", "prune", "prune_stream"]
 
 CHUNK = 16
 """Records scored together."""
-AHEAD = 8
-"""Chunks in stage 1 at once: 128 records, more than any usual limit of concurrent LLM calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ async def prune_stream(
     chat: ChatModel | None,
     scorer: Scorer | None,
     counter: TokenCounter | None = None,
-    ahead: int = AHEAD,
+    concurrency: int = 32,
 ) -> AsyncIterator[Outcome]:
     """Outcomes in input order, as soon as each chunk is through.
 
@@ -73,20 +71,21 @@ async def prune_stream(
     cancelled.
 
     Args:
-        records: read lazily, never more than `ahead` chunks in advance.
+        records: read lazily, two chunks more than stage 1 can work on.
         chat: needed by methods that visit the anchor stage, unless the anchor is extractive.
         scorer: needed by methods that visit the surprisal stage.
         counter: counts tokens for methods without a scorer; default: the scorer.
-        ahead: chunks in stage 1 at the same time.
+        concurrency: records in stage 1 at the same time, each with one call in flight.
     """
     counter = counter or scorer
-    chunks = _chunks(records)
+    chunks, slots = _chunks(records), asyncio.Semaphore(concurrency)
+    ahead = concurrency // CHUNK + 2
     running: deque[tuple[int, list[asyncio.Task[Record]]]] = deque()
     position = 0
     try:
         while True:
             for chunk in islice(chunks, ahead - len(running)):
-                tasks = [asyncio.create_task(_first_stage(record, chat)) for record in chunk]
+                tasks = [asyncio.create_task(_first_stage(record, chat, slots)) for record in chunk]
                 running.append((position, tasks))
                 position += len(chunk)
             if not running:
@@ -109,10 +108,11 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-async def _first_stage(record: Record, chat: ChatModel | None) -> Record:
+async def _first_stage(record: Record, chat: ChatModel | None, slots: asyncio.Semaphore) -> Record:
     if "anchor" not in get_method(record.config.method).stages:
         return record
-    return await coarse_prune(record, chat)
+    async with slots:
+        return await coarse_prune(record, chat)
 
 
 async def _collect(start: int, tasks: Sequence[asyncio.Task[Record]]) -> list[Outcome]:

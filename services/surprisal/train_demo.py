@@ -24,6 +24,7 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
+    processors,
     trainers,
 )
 from torch.nn import functional
@@ -148,6 +149,9 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in CHAT_MARKS])
+    tokenizer.post_processor = processors.TemplateProcessing(  # BOS by default, as R1's tokenizer
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.encode(BOS).ids[0])]
+    )
     return tokenizer
 
 
@@ -265,6 +269,7 @@ def save(model: Any, tokenizer: Tokenizer) -> None:
     """float16 safetensors, config and tokenizer, as transformers and vLLM load them."""
     model.config.attention_dropout = 0.0
     model.half().save_pretrained(OUTPUT)
+    (OUTPUT / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     tokenizer.save(str(OUTPUT / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -103,7 +103,7 @@ async def test_input_is_read_only_so_far_ahead():
             read += 1
             yield Record(triple=triple, config=PruneConfig(method="asap_stage2", max_tokens=4))
 
-    stream = prune_stream(feed(), chat=None, scorer=SCORER, ahead=2)
+    stream = prune_stream(feed(), chat=None, scorer=SCORER, concurrency=CHUNK)
     await anext(stream)
     assert read <= 3 * CHUNK
     await stream.aclose()

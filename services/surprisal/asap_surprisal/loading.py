@@ -14,7 +14,7 @@ from asap.errors import CapacityError, Misconfigured
 from asap_surprisal.forward import CausalLM, float32_head
 from asap_surprisal.model_files import locate_model
 
-__all__ = ["Device", "Dtype", "load_model"]
+__all__ = ["Device", "Dtype", "gpu_available", "load_model"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -64,10 +64,15 @@ def load_model(model: str, device: Device, dtype: Dtype) -> CausalLM:
     )
 
 
+def gpu_available() -> bool:
+    """Whether torch sees a GPU."""
+    return torch.cuda.is_available()
+
+
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+        device = "cuda" if gpu_available() else "cpu"
+    if device == "cuda" and not gpu_available():
         raise Misconfigured(
             "device 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'"
         )
