@@ -8,8 +8,8 @@ words = st.text("abcXYZ019é→漢.,:", min_size=1, max_size=6)
 lines = st.one_of(
     st.lists(words, min_size=1, max_size=6).map(" ".join),
     st.sampled_from(
-        ["```", "```python", "~~~", "````", "  ```", "", " ", "\t", "\u00a0", "    return x", "x = (1,",
-         "def f(x):", "for i in y:", "# note", "- item", "So", "print(x)"]
+        ["```", "```python", "~~~", "````", "  ```", "", " ", "\t", "\u00a0", "    return x",
+         "x = (1,", "def f(x):", "for i in y:", "# note", "- item", "So", "print(x)"]
     ),
 )  # fmt: skip
 raw_texts = st.lists(lines, max_size=24).map("\n".join)

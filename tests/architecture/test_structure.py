@@ -49,7 +49,8 @@ def test_names_say_an_idea():
 @pytest.mark.parametrize("module", ["asap"])
 def test_the_public_list_is_sorted_and_importable(module):
     public = importlib.import_module(module)
-    assert sorted(public.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)) == public.__all__
+    order = sorted(public.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert order == public.__all__
     assert all(hasattr(public, name) for name in public.__all__)
 
 

