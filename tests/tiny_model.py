@@ -53,7 +53,7 @@ def build_tiny_model(
     max_positions: int = 2048,
     seed: int = 0,
 ) -> Path:
-    """Write config, weights (float32, about 60k parameters) and tokenizer; returns `directory`."""
+    """Write config, weights (float32, about 0.3 M parameters) and tokenizer to `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _byte_level() if kind == "byte_level" else _metaspace()
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in CHAT_MARKS])
@@ -69,8 +69,8 @@ def build_tiny_model(
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     config = Qwen2Config(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=128,  # heads of 32, the smallest that vLLM's CPU attention takes
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

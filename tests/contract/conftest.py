@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engines.vllm_server import VllmServer, build_tiny_chat_model, missing, serve
+from engines.vllm_server import VllmServer, missing, serve
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +14,8 @@ def vllm_server(tmp_path_factory) -> Iterator[VllmServer]:
     """A vLLM server with a tiny random model; the tests that use it skip where vLLM is missing."""
     if reason := missing():
         pytest.skip(reason)
-    with serve(build_tiny_chat_model(tmp_path_factory.mktemp("tiny-chat-model"))) as server:
+    from tiny_model import build_tiny_model
+
+    directory = build_tiny_model(tmp_path_factory.mktemp("served"), max_positions=4096)
+    with serve(directory) as server:
         yield server

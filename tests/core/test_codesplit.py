@@ -26,9 +26,21 @@ def test_statements_are_code(block):
 
 @pytest.mark.parametrize(
     "block",
-    ["So", "Wait, no.", "Note: this", "So in code:", "x", "i=0: binary 000", "1. first", "",
-     "# Heading", "```python\nx = 1\n```", "candidate1: -4*2*2= -16.", "return the list of pairs, in order."],
-)  # fmt: skip
+    [
+        "So",
+        "Wait, no.",
+        "Note: this",
+        "So in code:",
+        "x",
+        "i=0: binary 000",
+        "1. first",
+        "",
+        "# Heading",
+        "```python\nx = 1\n```",
+        "candidate1: -4*2*2= -16.",
+        "return the list of pairs, in order.",
+    ],
+)
 def test_prose_labels_and_fences_are_not_code(block):
     assert not is_code(block)
 

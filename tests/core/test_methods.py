@@ -27,5 +27,5 @@ def test_every_method_of_the_surprisal_stage_ranks_steps():
 
 def test_an_unknown_method_gets_the_nearest_name():
     with pytest.raises(InvalidInput, match="did you mean 'truncate'") as caught:
-        get_method("truncat")
+        get_method("truncatee")
     assert caught.value.problem_code == "unknown-method"

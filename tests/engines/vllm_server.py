@@ -85,7 +85,7 @@ def _command(directory: Path, server: VllmServer) -> list[str]:
         str(Path(sys.executable).with_name("vllm")),
         *("serve", str(directory), "--served-model-name", server.model),
         *("--host", "127.0.0.1", "--port", port),
-        *("--dtype", "bfloat16", "--max-model-len", "2048"),
+        *("--dtype", "bfloat16", "--max-model-len", "4096"),
         # A random model would fill a reply with the blanks that JSON allows between tokens.
         *("--structured-outputs-config", '{"disable_any_whitespace": true, "backend": "xgrammar"}'),
         "--enforce-eager",  # compiling costs more than it saves on a model of this size
@@ -128,60 +128,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
-
-
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def build_tiny_chat_model(directory: Path) -> Path:
-    """Write a Qwen2 of about 1 M random parameters, a byte-level tokenizer and a chat template.
-
-    Heads of 32, the smallest that vLLM's CPU attention takes.
-    """
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(_corpus(), trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    return directory
-
-
-def _corpus() -> Iterator[str]:
-    """Words and numbers enough for about two thousand merges."""
-    words = ["wait", "so", "the", "next", "step", "sort", "list", "count", "pairs", "check"]
-    for i in range(400):
-        yield " ".join(words[(i * k) % len(words)] for k in range(1, 9)) + f" {i * i} {{x{i}}}\n"
