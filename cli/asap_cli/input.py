@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from asap.errors import AsapError, InvalidInput
 from asap.types import Triple
+from asap_cli.terminal import printable
 from asap_runtime.datasets import Line, read_lines
 from asap_runtime.schemas import SCHEMAS, Schema, detect_schema, to_triple
 
@@ -74,7 +76,7 @@ class Source:
         for line in self._head[:SAMPLES]:
             table.add_row(str(line.number), *self._sample(line))
         console.print(table)
-        if ask and console.is_terminal and not typer.confirm("Is this right?", default=True):
+        if ask and _has_terminal(console) and not typer.confirm("Is this right?", default=True):
             raise InvalidInput("name the schema with --schema: " + ", ".join(SCHEMAS))
 
     def _sample(self, line: Line) -> tuple[Text, ...]:
@@ -89,6 +91,11 @@ class Source:
                 Text(),
             )
         return tuple(
-            Text(" ".join(text.split())[:60], no_wrap=True, overflow="ellipsis")
+            Text(printable(" ".join(text.split())[:60]), no_wrap=True, overflow="ellipsis")
             for text in (triple.question, triple.cot, triple.answer)
         )
+
+
+def _has_terminal(console: Console) -> bool:
+    """Somebody reads what is asked and can answer."""
+    return console.is_terminal and sys.stdin.isatty()

@@ -5,11 +5,13 @@ One line a record, behind its content key. The last line of a killed run may be 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from pathlib import Path
 from typing import IO
 
+from asap.errors import Misconfigured
 from asap.types import Record
 
 _PREFIX, _KEY_CHARS = '{"key": "', 64
@@ -22,6 +24,13 @@ class Journal:
         self._path = path
         self._offsets: dict[str, int] = {}
         self._stream: IO[bytes] = path.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._stream.close()
+            raise Misconfigured(
+                f"another run is writing the journal {str(path)!r}; wait for it or name another OUT"
+            ) from None
         self._load()
         self.resumed = len(self._offsets)
 

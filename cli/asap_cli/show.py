@@ -9,6 +9,7 @@ from rich.text import Text
 from asap.errors import NotFound
 from asap.methods import METHODS
 from asap.types import Record
+from asap_cli.terminal import printable
 from asap_runtime.datasets import read_records
 
 
@@ -33,7 +34,9 @@ def _find(source: str, id: str | None) -> Record:
 
 
 def _title(record: Record) -> Text:
-    title = Text.assemble((record.id, "bold"), f"  {record.status}, method {record.config.method}")
+    title = Text.assemble(
+        (printable(record.id), "bold"), f"  {record.status}, method {record.config.method}"
+    )
     if record.tokens is not None:
         tokens = record.tokens
         counts = " → ".join(f"{n:,}" for n in (tokens.original, tokens.coarse, tokens.pruned))
@@ -47,7 +50,7 @@ def _steps_table(record: Record) -> Table:
     """One line per source step: number, where it went, surprisal, text."""
     table = Table("step", "stage", "nats", "text", box=None, header_style="dim", pad_edge=False)
     if record.kept_steps is None:
-        table.add_row("", "LLM text", "", Text(record.pruned_cot))
+        table.add_row("", "LLM text", "", Text(printable(record.pruned_cot)))
         return table
     kept = set(record.kept_steps)
     coarse = range(len(record.source_steps))
@@ -57,7 +60,7 @@ def _steps_table(record: Record) -> Table:
     scores: tuple[float | None, ...] = ()
     if record.fine is not None:
         scores = record.fine.scored.scores.get(record.config.score, ())
-    for step, text in enumerate(record.source_steps):
+    for step, text in enumerate(map(printable, record.source_steps)):
         score = scores[place[step]] if step in place and scores else None
         nats = "" if score is None else f"{score:.2f}"
         if step in kept:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from asap.config import PruneConfig
+from asap.errors import Misconfigured
 from asap.types import Record, Triple
 from asap_cli.journal import Journal, content_key
 
@@ -34,3 +37,11 @@ def test_the_key_follows_content_configuration_and_engines():
     assert content_key(record(1), "scorer demo") != base
     assert content_key(record(max_tokens=5), "scorer demo") != base
     assert content_key(record(), "scorer other") != base
+
+
+def test_two_runs_never_share_a_journal(tmp_path):
+    first = Journal(tmp_path / "j")
+    with pytest.raises(Misconfigured, match="another run"):
+        Journal(tmp_path / "j")
+    first.close(delete=False)
+    Journal(tmp_path / "j").close(delete=True)

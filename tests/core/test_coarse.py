@@ -112,6 +112,12 @@ async def test_paper_preset_keeps_the_text_of_the_llm():
     assert pruned.coarse.attempts[-1].report.kept == (0, 2)
 
 
+async def test_extra_blank_lines_in_a_reply_do_no_harm():
+    reply = faithful(0, 2).replace("\n\n", "\n\n\n\n")
+    pruned = await coarse_prune(record(preset="paper"), ScriptedChat(DIRECT, reply))
+    assert pruned.coarse.status == "accepted"
+
+
 async def test_keeping_everything_is_flagged():
     pruned = await coarse_prune(record(), ScriptedChat(DIRECT, COT))
     assert (pruned.status, pruned.flags) == ("unchanged", ("no_coarse_gain",))
