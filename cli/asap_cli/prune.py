@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,36 +14,22 @@ from rich.console import Console
 from asap.errors import AsapError, InvalidInput
 from asap.estimate import Summary
 from asap.methods import get_method
-from asap.types import Record, Triple
+from asap.types import Record
 from asap_cli.engines import open_chat, open_counter, open_scorer
 from asap_cli.input import Source
 from asap_cli.journal import Journal, content_key
+from asap_cli.ledger import Rejected, write_ledger
 from asap_cli.options import PruneOptions
 from asap_cli.progress import PruneProgress
 from asap_cli.report import print_dry_run, print_summary
 from asap_runtime.datasets import count_lines
 from asap_runtime.layouts import RecordWriter
 from asap_runtime.pipeline import prune_stream
-from asap_runtime.problems import INTERRUPTED, problem_of
+from asap_runtime.problems import INTERRUPTED, PROBLEMS
 
 if TYPE_CHECKING:
     from asap.ports import Scorer, TokenCounter
     from asap_anchor.chat import OpenAIChat
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A line that gave no record: an entry of the ledger."""
-
-    line: int
-    id: str | None
-    code: str
-    detail: str
-
-    @classmethod
-    def of(cls, line: int, error: AsapError, triple: Triple | None = None) -> Rejected:
-        """The entry for an error met on a line."""
-        return cls(line, triple.id if triple else None, error.problem_code, error.detail)
 
 
 @dataclass(slots=True)
@@ -107,23 +91,8 @@ class PruneRun:
                     record = self.journal[key]
                     writer.write(record)
                     summary.add(record)
-        self._write_ledger()
+        write_ledger(self.options.out, self.rejected)
         return summary
-
-    def _write_ledger(self) -> None:
-        ledger = ledger_path(self.options.out)
-        ledger.unlink(missing_ok=True)
-        if self.rejected:
-            lines = [
-                json.dumps({"line": r.line, "id": r.id, "code": r.code, "detail": r.detail})
-                for r in sorted(self.rejected, key=lambda r: r.line)
-            ]
-            ledger.write_text("\n".join(lines) + "\n")
-
-
-def ledger_path(out: Path) -> Path:
-    """Where rejected lines are listed: beside OUT."""
-    return out.with_name(f"{out.name}.rejected.jsonl")
 
 
 def run_prune(options: PruneOptions, *, dry_run: bool) -> int:
@@ -168,7 +137,7 @@ def run_prune(options: PruneOptions, *, dry_run: bool) -> int:
             "the same command goes on from here"
         )
         return INTERRUPTED
-    return problem_of(InvalidInput("")).exit_code if run.rejected else 0
+    return PROBLEMS[InvalidInput].exit_code if run.rejected else 0
 
 
 async def _run_and_close(

@@ -16,12 +16,12 @@ from asap.estimate import Summary, estimate
 from asap.fine import fine_prune
 from asap.types import Record
 from asap_cli.input import Source
+from asap_cli.ledger import Rejected
 from asap_cli.options import PruneOptions
 
 if TYPE_CHECKING:
     from asap.ports import Scorer, TokenCounter
     from asap_anchor.chat import OpenAIChat
-    from asap_cli.prune import Rejected
 
 SHOWN_REJECTIONS = 20
 CALIBRATION_RECORDS = 3
