@@ -53,10 +53,7 @@ def _steps_table(record: Record) -> Table:
         table.add_row("", "LLM text", "", Text(printable(record.pruned_cot)))
         return table
     kept = set(record.kept_steps)
-    coarse = range(len(record.source_steps))
-    if record.coarse is not None and record.coarse.kept is not None:
-        coarse = record.coarse.kept  # type: ignore[assignment]
-    place = {step: at for at, step in enumerate(coarse)}
+    place = {step: at for at, step in enumerate(record.coarse_kept)}
     scores: tuple[float | None, ...] = ()
     if record.fine is not None:
         scores = record.fine.scored.scores.get(record.config.score, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -223,14 +223,19 @@ class Record(Frozen):
         """The steps of the original CoT."""
         return tuple(split_steps(self.triple.cot, self.config.split))
 
+    @property
+    def coarse_kept(self) -> Sequence[int]:
+        """Indices of the source steps that stage 1 kept; all of them when it did not choose."""
+        if self.coarse is not None and self.coarse.kept is not None:
+            return self.coarse.kept
+        return range(len(self.source_steps))
+
     @cached_property
     def coarse_steps(self) -> tuple[str, ...]:
         """The steps that stage 2 works on."""
-        if self.coarse is not None and self.coarse.kept is not None:
-            return tuple(self.source_steps[i] for i in self.coarse.kept)
         if self.coarse is not None and self.coarse.text is not None:
             return tuple(split_steps(self.coarse.text, self.config.split))
-        return self.source_steps
+        return tuple(self.source_steps[i] for i in self.coarse_kept)
 
     @cached_property
     def coarse_cot(self) -> str:
@@ -269,12 +274,9 @@ class Record(Frozen):
         """Indices of the source steps in C'; None when C' is not made of source steps."""
         if self.coarse is not None and self.coarse.text is not None:
             return None
-        coarse = range(len(self.source_steps))
-        if self.coarse is not None and self.coarse.kept is not None:
-            coarse = self.coarse.kept  # type: ignore[assignment]
         if self.fine is None:
-            return tuple(coarse)
-        return tuple(coarse[i] for i in self.fine.kept)
+            return tuple(self.coarse_kept)
+        return tuple(self.coarse_kept[i] for i in self.fine.kept)
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Self, cast
 
 from asap.errors import InvalidInput, NotFound
 from asap.thinking import render_target
@@ -96,12 +96,9 @@ class _JsonLines:
     def __init__(self, path: Path, layout: Layout, compressed: bool) -> None:
         self._layout = layout
         self._raw = path.open("wb")
-        # no time stamp and no file name in the header: equal records give equal bytes
-        self._binary: IO[bytes] = (
-            gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)  # type: ignore[assignment]
-            if compressed
-            else self._raw
-        )
+        self._binary: IO[bytes] = self._raw
+        if compressed:  # no time stamp and no name in the header: equal records, equal bytes
+            self._binary = cast(IO[bytes], gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0))
         self._text = io.TextIOWrapper(self._binary, encoding="utf-8", newline="\n")
 
     def write(self, record: Record) -> None:
