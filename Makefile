@@ -4,14 +4,14 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := core services cli tests benchmarks examples
+SOURCES := core gateway services cli tests benchmarks examples
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## .venv with the CPU profile and the `asap` command
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
-	sh scripts/install.sh $(VENV) surprisal,hub
+	sh scripts/install.sh $(VENV) surprisal,hub,serve
 	@touch $@
 
 install-dev: $(VENV)/.installed-dev

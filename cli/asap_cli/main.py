@@ -183,6 +183,54 @@ def methods() -> None:
     Console().print(method_table())
 
 
+Host = Annotated[str | None, typer.Option(help="Address [default: 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="Port [default: 8000].")]
+
+
+@app.command()
+def serve(host: Host = None, port: Port = None) -> None:
+    """Serve the HTTP API: gateway, both stages, queue and database in one process."""
+    from asap_cli.serve import run_server
+
+    run_server(host, port, stages=("anchor", "surprisal"))
+
+
+@app.command()
+def gateway(host: Host = None, port: Port = None) -> None:
+    """Serve the HTTP API alone; workers do the work."""
+    from asap_cli.serve import run_server
+
+    run_server(host, port, stages=())
+
+
+@app.command()
+def worker(stage: Annotated[str, typer.Argument(help="anchor or surprisal.")]) -> None:
+    """Work on one stage until SIGTERM."""
+    from asap_cli.serve import run_worker
+
+    run_worker(stage)
+
+
+@app.command()
+def config() -> None:
+    """Print the effective settings, secrets as stars."""
+    from asap_cli.serve import effective_settings
+
+    typer.echo(effective_settings())
+
+
+db_app = typer.Typer(help="The database.", no_args_is_help=True)
+app.add_typer(db_app, name="db")
+
+
+@db_app.command()
+def upgrade() -> None:
+    """Bring the database to the newest schema."""
+    from asap_cli.serve import upgrade_database
+
+    upgrade_database()
+
+
 def main() -> None:
     """Entry point: an AsapError becomes one sentence on stderr and its exit code."""
     try:

@@ -3,6 +3,7 @@
 AsapError(code, detail, retryable, context)
 ├─ InvalidInput            a malformed triple, dataset line, option or reply schema
 ├─ NotFound                a file, dataset, model or record that is not there
+├─ Overloaded              too much work is waiting                 (retryable)
 ├─ CoarseExhausted         no valid coarse CoT within max_attempts, only when on_fail="drop"
 ├─ UpstreamError           the LLM server answered nonsense
 │   ├─ UpstreamTimeout     … not in time                            (retryable)
@@ -22,6 +23,7 @@ __all__ = [
     "InvalidInput",
     "Misconfigured",
     "NotFound",
+    "Overloaded",
     "UpstreamError",
     "UpstreamTimeout",
     "UpstreamUnavailable",
@@ -55,6 +57,13 @@ class NotFound(AsapError):
     """The named file, dataset, model or record does not exist."""
 
     code = "not-found"
+
+
+class Overloaded(AsapError):
+    """The work was not accepted, because too much is waiting; `retry_after_s` says when to ask."""
+
+    code = "overloaded"
+    retryable = True
 
 
 class CoarseExhausted(AsapError):

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from asap.config import PruneConfig, ScoreName
+from asap.errors import InvalidInput
 from asap.steps import join_steps, split_steps
 from asap.thinking import check_control_tokens
 
@@ -62,9 +63,23 @@ class Triple(Frozen):
         return values
 
     def check(self) -> None:
-        """Raise `control-token-in-text` when a field holds a chat control token."""
-        for field in ("question", "cot", "answer"):
-            check_control_tokens(field, getattr(self, field))
+        """Refuse text that no tokenizer or file can take.
+
+        Raises InvalidInput: `control-token-in-text` for a chat control token, `invalid-utf8` for
+        half a surrogate pair, which JSON can spell and UTF-8 cannot.
+        """
+        for field in ("id", "question", "cot", "answer"):
+            text = getattr(self, field)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidInput(
+                    f"field {field!r} holds half a surrogate pair at character {error.start}",
+                    code="invalid-utf8",
+                    field=field,
+                ) from None
+            if field != "id":
+                check_control_tokens(field, text)
 
 
 class Usage(Frozen):

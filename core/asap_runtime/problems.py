@@ -1,4 +1,4 @@
-"""The one table from error class to title and exit code. The core knows codes only.
+"""The one table from error class to title, exit code and HTTP status. The core knows codes only.
 
 Exit codes are those of sysexits(3): 65 data, 66 no input, 69 unavailable, 70 internal, 75 try
 again, 78 configuration; 130 after Ctrl-C.
@@ -15,14 +15,18 @@ from asap.errors import (
     InvalidInput,
     Misconfigured,
     NotFound,
+    Overloaded,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from asap_runtime.values import ItemProblem
 
-__all__ = ["INTERRUPTED", "PROBLEMS", "Problem", "problem_of"]
+__all__ = ["INTERRUPTED", "PROBLEMS", "Problem", "describe", "item_problem", "problem_of"]
 
 INTERRUPTED = 130
+_SHOWN = frozenset({"retry_after_s", "line", "field", "errors"})
+"""Context that callers see; the rest is for logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +35,45 @@ class Problem:
 
     title: str
     exit_code: int
+    status: int
 
 
 PROBLEMS: dict[type[AsapError], Problem] = {
-    AsapError: Problem("Internal error", 70),
-    InvalidInput: Problem("Invalid input", 65),
-    NotFound: Problem("Not found", 66),
-    CoarseExhausted: Problem("No valid coarse CoT", 65),
-    UpstreamError: Problem("The LLM server's answer cannot be used", 69),
-    UpstreamTimeout: Problem("The LLM server did not answer in time", 69),
-    UpstreamUnavailable: Problem("The LLM server is not available", 69),
-    CapacityError: Problem("Out of memory", 75),
-    Misconfigured: Problem("Misconfigured", 78),
+    AsapError: Problem("Internal error", 70, 500),
+    InvalidInput: Problem("Invalid input", 65, 422),
+    NotFound: Problem("Not found", 66, 404),
+    Overloaded: Problem("Overloaded", 75, 429),
+    CoarseExhausted: Problem("No valid coarse CoT", 65, 502),
+    UpstreamError: Problem("The LLM server's answer cannot be used", 69, 502),
+    UpstreamTimeout: Problem("The LLM server did not answer in time", 69, 504),
+    UpstreamUnavailable: Problem("The LLM server is not available", 69, 503),
+    CapacityError: Problem("Out of memory", 75, 503),
+    Misconfigured: Problem("Misconfigured", 78, 500),
 }
 
 
 def problem_of(error: AsapError) -> Problem:
     """The row of the error's class; a class without a row fails the tests."""
     return PROBLEMS[type(error)]
+
+
+def item_problem(error: AsapError) -> ItemProblem:
+    """The problem as it is stored on an item."""
+    facts = {
+        name: value
+        for name, value in error.context.items()
+        if name in _SHOWN and isinstance(value, str | int | float)
+    }
+    return ItemProblem(error.problem_code, error.detail, facts)
+
+
+def describe(error: AsapError) -> dict[str, object]:
+    """The problem as a caller sees it (RFC 9457 members)."""
+    return {
+        "type": f"urn:asap:problem:{error.problem_code}",
+        "title": problem_of(error).title,
+        "status": problem_of(error).status,
+        "detail": error.detail,
+        "code": error.problem_code,
+        **{name: value for name, value in error.context.items() if name in _SHOWN},
+    }

@@ -155,13 +155,6 @@ def _text(row: Row, name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
         raise InvalidInput(f"field {name!r} must be text, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"field {name!r} holds half a surrogate pair at character {error.start}",
-            code="invalid-utf8",
-        ) from error
     return value
 
 

@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 PACKAGES = {
     "core/asap": "tests/core",
     "core/asap_runtime": "tests/runtime",
+    "gateway/asap_gateway": "tests/gateway",
     "services/anchor/asap_anchor": "tests/services/anchor",
     "services/surprisal/asap_surprisal": "tests/services/surprisal",
     "cli/asap_cli": "tests/cli",
@@ -23,7 +24,9 @@ THROUGH = {
     "batching": "test_scorer", "forward": "test_scorer", "loading": "test_scorer",
     "model_files": "test_scorer", "sequence": "test_scorer", "tokenization": "test_scorer",
     "engines": "test_prune", "input": "test_prune", "options": "test_prune",
-    "progress": "test_prune", "report": "test_prune", "main": "test_prune",
+    "host": "test_stage", "sweeper": "test_stage", "telemetry": "test_stage",
+    "service": "test_jobs", "events": "test_jobs", "upload": "test_jobs", "body_limit": "test_jobs",
+    "serve": "test_cluster", "progress": "test_prune", "report": "test_prune", "main": "test_prune",
 }  # fmt: skip
 
 
@@ -56,5 +59,5 @@ def test_the_public_list_is_sorted_and_importable(module):
 
 def test_the_readme_names_every_top_folder():
     readme = (REPOSITORY / "README.md").read_text()
-    for folder in ("core", "services", "cli", "tests", "benchmarks", "examples"):
+    for folder in ("core", "gateway", "services", "cli", "tests", "benchmarks", "examples"):
         assert re.search(rf"^{folder}/", readme, re.MULTILINE), folder

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from asap_runtime.database import Database, open_engine
+from asap_runtime.migrate import upgrade
+from engines import postgres
 from engines.vllm_server import VllmServer, missing, serve
+from job_store import Platform, enter_race
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +25,50 @@ def vllm_server(tmp_path_factory) -> Iterator[VllmServer]:
     directory = build_tiny_model(tmp_path_factory.mktemp("served"), max_positions=4096)
     with serve(directory) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    """A PostgreSQL server; the tests that use it skip where it is missing."""
+    if reason := postgres.missing():
+        pytest.skip(reason)
+    with postgres.serve() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.contract)])
+def database_url(request, tmp_path) -> Iterator[str]:
+    """The URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'asap.db'}"
+        return
+    server = request.getfixturevalue("postgres_server")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def database(database_url) -> Iterator[Database]:
+    """A migrated database."""
+    upgrade(database_url)
+    database = Database(open_engine(database_url))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def platform(database) -> Platform:
+    """All sides of the job store on that database."""
+    return Platform(database)
+
+
+@pytest.fixture
+def racers() -> Iterator[ProcessPoolExecutor]:
+    """Four fresh processes whose first calls begin at the same moment."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4, timeout=60)
+    with ProcessPoolExecutor(
+        4, mp_context=context, initializer=enter_race, initargs=(start,)
+    ) as pool:
+        yield pool

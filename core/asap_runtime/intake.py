@@ -1,0 +1,198 @@
+"""How a job comes in: its row, then its items in bounded batches, then the word that it is whole.
+
+No item is claimed before that word: a job that turns out to be unreadable has cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from uuid import uuid4
+
+from pydantic import JsonValue
+from sqlalchemy import Connection, func, insert, null, select, update
+
+from asap.errors import InvalidInput
+from asap_runtime.database import Database, after, now
+from asap_runtime.tables import idempotency, items, jobs
+from asap_runtime.values import ItemProblem, NewItem, pack
+
+__all__ = ["JobIntake"]
+
+BATCH = 500
+"""Items per transaction: no writer waits long, and memory does not grow with the input."""
+REPORTED_LINES = 100
+"""Problems kept of a rejected job."""
+
+
+class JobIntake:
+    """Creates jobs and fills them. Blocking; safe to share between threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create_job(
+        self,
+        tenant: str,
+        kind: str,
+        config: Mapping[str, JsonValue],
+        priority: int,
+        *,
+        expires_in_s: float | None = None,
+        idempotency_key: str | None = None,
+        trace: str | None = None,
+    ) -> str:
+        """The id of a new job without items.
+
+        With a key that `remember` called new, the job's id is tied to the key in the same
+        transaction: a request that dies afterwards has left a trace that its repetition finds.
+        """
+        job_id = uuid4().hex
+        row = {
+            "id": job_id,
+            "tenant": tenant,
+            "kind": kind,
+            "config": json.dumps(dict(config)),
+            "priority": priority,
+            "trace": trace,
+            "created_at": now(),
+            "expires_at": null() if expires_in_s is None else after(expires_in_s),
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(jobs).values(row))
+            if idempotency_key is not None:
+                connection.execute(
+                    update(idempotency)
+                    .where(idempotency.c.tenant == tenant, idempotency.c.key == idempotency_key)
+                    .values(job_id=job_id)
+                )
+        return job_id
+
+    def add_items(self, job_id: str, new: Iterable[NewItem]) -> int:
+        """Append items in input order, `BATCH` per transaction; how many.
+
+        A `custom_id` that the job has already makes its line a failed item. Raises InvalidInput
+        (`job-finished`) once the job is cancelled, rejected or complete; earlier batches stay.
+        """
+        source = iter(new)
+        added = 0
+        while batch := list(islice(source, BATCH)):
+            with self._database.write() as connection:
+                priority = _open_job(connection, job_id)
+                start = _next_position(connection, job_id)
+                taken = _taken(connection, job_id, batch)
+                rows = []
+                for position, item in enumerate(batch, start):
+                    rows.append(_row(job_id, position, priority, _checked(item, taken)))
+                connection.execute(insert(items), rows)
+                connection.execute(
+                    update(items)
+                    .where(
+                        items.c.job_id == job_id,
+                        items.c.position >= start,
+                        items.c.status.in_(("succeeded", "failed")),
+                    )
+                    .values(finished_at=now())
+                )
+            added += len(batch)
+        return added
+
+    def mark_ingested(self, job_id: str) -> bool:
+        """All items are in, work may begin. False when the job was stopped before or is whole."""
+        return self._set_fact(job_id, ingested_at=now())
+
+    def reject(self, job_id: str, problems: Sequence[ItemProblem]) -> bool:
+        """The input cannot be used; the first 100 problems are kept. False when too late."""
+        reported = ",".join(problem.to_json() for problem in problems[:REPORTED_LINES])
+        return self._set_fact(job_id, rejected_at=now(), problem=f"[{reported}]")
+
+    def _set_fact(self, job_id: str, **values: object) -> bool:
+        statement = (
+            update(jobs)
+            .where(
+                jobs.c.id == job_id,
+                jobs.c.ingested_at.is_(None),
+                jobs.c.rejected_at.is_(None),
+                jobs.c.cancelled_at.is_(None),
+            )
+            .values(values)
+        )
+        with self._database.write() as connection:
+            return connection.execute(statement).rowcount == 1
+
+
+def _open_job(connection: Connection, job_id: str) -> int:
+    """The priority of a job that still takes items; it cannot be cancelled meanwhile."""
+    priority = connection.execute(
+        select(jobs.c.priority)
+        .where(
+            jobs.c.id == job_id,
+            jobs.c.ingested_at.is_(None),
+            jobs.c.rejected_at.is_(None),
+            jobs.c.cancelled_at.is_(None),
+        )
+        .with_for_update(read=True)
+    ).scalar()
+    if priority is None:
+        raise InvalidInput(
+            f"job {job_id} takes no more items: it is complete, stopped or deleted",
+            code="job-finished",
+        )
+    return int(priority)
+
+
+def _next_position(connection: Connection, job_id: str) -> int:
+    last = select(func.max(items.c.position)).where(items.c.job_id == job_id)
+    position = connection.execute(last).scalar()
+    return 0 if position is None else int(position) + 1
+
+
+def _taken(connection: Connection, job_id: str, batch: Sequence[NewItem]) -> set[str]:
+    named = [item.custom_id for item in batch if item.custom_id is not None]
+    if not named:
+        return set()
+    statement = select(items.c.custom_id).where(
+        items.c.job_id == job_id, items.c.custom_id.in_(named)
+    )
+    return set(connection.execute(statement).scalars())
+
+
+def _checked(item: NewItem, taken: set[str]) -> NewItem:
+    """The item, or a failed one in its place when its `custom_id` is taken; adds the id."""
+    if item.custom_id is None:
+        return item
+    if item.custom_id not in taken:
+        taken.add(item.custom_id)
+        return item
+    problem = ItemProblem(
+        "invalid-input",
+        f"line {item.line}: custom_id stands on an earlier line; expected a new one per line",
+        {"line": item.line, "pointer": "/custom_id", "custom_id": item.custom_id},
+    )
+    return NewItem(item.line, item.stage, item.payload, problem=problem)
+
+
+def _row(job_id: str, position: int, priority: int, item: NewItem) -> dict[str, object]:
+    status = "queued"
+    if item.problem is not None:
+        status = "failed"
+    elif item.stage is None:
+        status = "succeeded"
+    return {
+        "job_id": job_id,
+        "position": position,
+        "stage": item.stage,
+        "status": status,
+        "priority": priority,
+        "attempt": 0,
+        "fence": 0,
+        "not_before": 0,
+        "lease_losses": 0,
+        "line": item.line,
+        "custom_id": item.custom_id,
+        "content_hash": item.content_hash,
+        "problem_code": item.problem.code if item.problem else None,
+        "problem": item.problem.to_json() if item.problem else None,
+        "payload": None if item.payload is None else pack(item.payload),
+    }

@@ -1,0 +1,60 @@
+"""The schema's version: bring a database to the newest one, or ask whether it is there."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, event, func, select, text
+
+from asap_runtime.database import SWEEPER_LOCK, Database, open_engine
+
+__all__ = ["at_head", "upgrade"]
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def upgrade(url: str) -> None:
+    """Run the missing migrations in one transaction; of several callers at once, one does it.
+
+    On PostgreSQL a lock that is not had within 2 s ends the migration instead of queueing all other
+    queries behind it.
+    """
+    database = Database(open_engine(url))
+    if database.is_sqlite:
+        event.listen(database.engine, "connect", _let_tables_go)
+    try:
+        with database.write() as connection:
+            if not database.is_sqlite:
+                # Waits for another migration; the sweeper's key is the same with one added.
+                connection.execute(select(func.pg_advisory_xact_lock(SWEEPER_LOCK + 1)))
+                connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        database.close()
+
+
+def at_head(engine: Engine) -> bool:
+    """Whether the database has the newest schema; False also when it has none."""
+    heads = set(ScriptDirectory.from_config(_config()).get_heads())
+    with Database(engine).read() as connection:
+        return set(MigrationContext.configure(connection).get_current_heads()) == heads
+
+
+def _let_tables_go(connection: sqlite3.Connection, record: object) -> None:
+    # SQLite changes a table by copying and dropping it, and a drop deletes what refers to its rows.
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

@@ -1,0 +1,251 @@
+"""A stage, and the only path by which items reach it: claim, process, save, publish the next.
+
+A stage knows no SQL and no broker. The runner promises at-least-once execution and exactly-once
+effect: every write carries the fence of its claim, and a write that comes too late changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from structlog.contextvars import bound_contextvars
+
+from asap.errors import AsapError
+from asap.methods import get_method
+from asap.types import Record
+from asap_runtime.problems import item_problem
+from asap_runtime.queue import LIVE, Message, TaskQueue
+from asap_runtime.store import MAX_BATCH, JobStore
+from asap_runtime.sweep import Sweep
+from asap_runtime.telemetry import (
+    ITEMS,
+    STAGE_SECONDS,
+    STALE_WRITES,
+    get_logger,
+    span,
+    trace_context,
+)
+from asap_runtime.values import Claimed, ItemProblem
+
+__all__ = ["Done", "RunnerLimits", "Stage", "StageRunner", "Wait", "next_stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The stage is through with the record."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not finished: ask again after so many seconds. Not an attempt."""
+
+    record: Record
+    seconds: float
+
+
+class Stage(Protocol):
+    """One station of the route. `process` is glue: it calls the core with an adapter."""
+
+    @property
+    def name(self) -> str:
+        """The name in routes, queues and metrics."""
+
+    @property
+    def concurrency(self) -> int:
+        """Items at the same time."""
+
+    async def start(self) -> None:
+        """Load what the stage needs; called once, before the first item."""
+
+    async def process(self, record: Record) -> Done | Wait:
+        """The grown record. Raises AsapError; only retryable ones are tried again."""
+
+    async def stop(self) -> None:
+        """Let go of what `start` took."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerLimits:
+    """How patient the runner is."""
+
+    lease_s: float = 60.0
+    heartbeat_s: float = 4.0
+    """Also how soon the work on a cancelled item ends."""
+    timeout_s: float = 1800.0
+    max_attempts: int = 5
+    backoff_base_s: float = 2.0
+    backoff_cap_s: float = 300.0
+
+
+def next_stage(record: Record, stage: str) -> str | None:
+    """The stage behind `stage` on the record's route; None at its end."""
+    route: Sequence[str] = get_method(record.config.method).stages
+    at = route.index(stage) + 1 if stage in route else len(route)
+    return route[at] if at < len(route) else None
+
+
+class StageRunner:
+    """Runs the items of one message through one stage; the same in every deployment."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        store: JobStore,
+        sweep: Sweep,
+        queue: TaskQueue,
+        *,
+        owner: str,
+        limits: RunnerLimits | None = None,
+    ) -> None:
+        self._stage, self._store, self._sweep = stage, store, sweep
+        self._queue, self._owner = queue, owner
+        self._limits = limits or RunnerLimits()
+        # A fifth of the slots is for live items alone: they never wait behind a long job.
+        reserved = max(1, stage.concurrency // 5)
+        self._live = asyncio.Semaphore(reserved)
+        self._batch = asyncio.Semaphore(max(1, stage.concurrency - reserved))
+        self._claimed = 0
+        self._room = asyncio.Condition()
+        self._log = get_logger()
+
+    async def run(self, message: Message) -> None:
+        """Claim what of the message is still due, and run it; the rest needs nothing."""
+        async with self._room:
+            # Items that only wait here are items that no other worker can take.
+            await self._room.wait_for(
+                lambda: message.priority == LIVE or self._claimed < self._stage.concurrency
+            )
+            self._claimed += len(message.item_ids)
+        try:
+            await self._claim_and_run(message)
+        finally:
+            async with self._room:
+                self._claimed -= len(message.item_ids)
+                self._room.notify_all()
+
+    async def _claim_and_run(self, message: Message) -> None:
+        ids = [int(item_id) for item_id in message.item_ids if item_id.isdecimal()]
+        claims = await asyncio.to_thread(
+            self._store.claim, ids, self._stage.name, self._owner, self._limits.lease_s
+        )
+        await self._run_claims(claims, message.trace)
+
+    async def poll(self, period_s: float) -> None:
+        """Claim without messages while the broker is away, until cancelled: slower, but it goes
+        on.
+        """
+        while True:
+            await asyncio.sleep(period_s)
+            if self._queue.healthy():
+                continue
+            limit = min(MAX_BATCH, self._stage.concurrency)
+            claims = await asyncio.to_thread(
+                self._store.claim_next, self._stage.name, self._owner, limit, self._limits.lease_s
+            )
+            await self._run_claims(claims, {})
+
+    async def _run_claims(self, claims: Sequence[Claimed], trace: dict[str, str]) -> None:
+        if not claims:
+            return
+        with span(f"stage {self._stage.name}", trace, items=len(claims)):
+            running = {claim: asyncio.create_task(self._run_one(claim)) for claim in claims}
+            alive = asyncio.create_task(self._keep_alive(running))
+            try:
+                await asyncio.wait(running.values())
+            except asyncio.CancelledError:
+                for task in running.values():
+                    task.cancel()
+                await asyncio.gather(*running.values(), return_exceptions=True)
+                await asyncio.shield(asyncio.to_thread(self._store.release, claims))
+                raise
+            finally:
+                alive.cancel()
+                with suppress(asyncio.CancelledError):
+                    await alive
+
+    async def _keep_alive(self, running: Mapping[Claimed, asyncio.Task[None]]) -> None:
+        """Extend the leases; stop the work on items that were cancelled or given to others."""
+        while True:
+            await asyncio.sleep(self._limits.heartbeat_s)
+            open_claims = [claim for claim, task in running.items() if not task.done()]
+            try:
+                held = await asyncio.to_thread(
+                    self._store.heartbeat, open_claims, self._limits.lease_s
+                )
+            except AsapError:  # the database is away; the leases have time for several beats
+                self._log.warning("lease.not_extended", items=len(open_claims))
+                continue
+            for claim in open_claims:
+                if claim.id not in held:
+                    running[claim].cancel()
+
+    async def _run_one(self, claim: Claimed) -> None:
+        started = asyncio.get_running_loop().time()
+        with bound_contextvars(
+            job_id=claim.job_id, item_id=claim.id, stage=self._stage.name, attempt=claim.attempt
+        ):
+            async with self._live if claim.priority == LIVE else self._batch:
+                outcome, saved = await self._process_and_save(claim)
+            seconds = asyncio.get_running_loop().time() - started
+            STAGE_SECONDS.labels(self._stage.name).observe(seconds)
+            ITEMS.labels(self._stage.name, outcome).inc()
+            if not saved:
+                STALE_WRITES.labels(self._stage.name).inc()
+            self._log.info(
+                "item.left_stage", outcome=outcome, saved=saved, seconds=round(seconds, 3)
+            )
+
+    async def _process_and_save(self, claim: Claimed) -> tuple[str, bool]:
+        """(outcome, whether the fence still held)."""
+        store = self._store
+        try:
+            record = Record.model_validate_json(claim.payload)
+            async with asyncio.timeout(self._limits.timeout_s):
+                result = await self._stage.process(record)
+        except TimeoutError:
+            problem = ItemProblem("upstream-timeout", "the stage took too long")
+            return await self._retry_or_fail(claim, problem, retryable=True)
+        except AsapError as error:
+            retry_after = error.context.get("retry_after_s")
+            after_s = float(retry_after) if isinstance(retry_after, int | float) else 0.0
+            return await self._retry_or_fail(
+                claim, item_problem(error), retryable=error.retryable, after_s=after_s
+            )
+        except Exception:  # a defect of ours: logged whole, shown without a word of it
+            self._log.exception("item.crashed")
+            problem = ItemProblem("internal-error", "an error of ours; the log has it")
+            return "failed", await asyncio.to_thread(store.fail, claim, problem)
+        payload = result.record.model_dump_json().encode()
+        if isinstance(result, Wait):
+            return "waiting", await asyncio.to_thread(store.wait, claim, payload, result.seconds)
+        following = next_stage(result.record, self._stage.name)
+        saved = await asyncio.to_thread(store.advance, claim, payload, following)
+        if saved and following is not None:
+            # The row is due already: a message that is lost here is published by the sweeper.
+            message = Message(following, (str(claim.id),), claim.priority, trace_context())
+            if self._queue.publish(message):
+                await asyncio.to_thread(self._sweep.mark_published, [claim.due()])
+        return "done", saved
+
+    async def _retry_or_fail(
+        self,
+        claim: Claimed,
+        problem: ItemProblem,
+        *,
+        retryable: bool,
+        after_s: float = 0.0,
+    ) -> tuple[str, bool]:
+        limits = self._limits
+        if not retryable or claim.attempt + 1 >= limits.max_attempts:
+            return "failed", await asyncio.to_thread(self._store.fail, claim, problem)
+        ceiling = min(limits.backoff_cap_s, limits.backoff_base_s * 2**claim.attempt)
+        delay_s = max(after_s, random.uniform(0, ceiling))
+        saved = await asyncio.to_thread(self._store.retry, claim, problem, delay_s)
+        return "retried", saved

@@ -1,0 +1,138 @@
+"""The tables of the job store, for SQLite and PostgreSQL alike. Knows no engine and no query.
+
+Times are integer microseconds since the epoch, always computed by the database. Statuses, stages
+and the index that serves each question are those of the delivery rules: the item row is the truth,
+a message is a hint.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.sql.elements import TextClause
+
+__all__ = ["FINAL", "OPEN", "ItemStatus", "idempotency", "items", "jobs", "metadata", "problems"]
+
+ItemStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+OPEN: Final[tuple[ItemStatus, ...]] = ("queued", "running")
+FINAL: Final[tuple[ItemStatus, ...]] = ("succeeded", "failed", "cancelled")
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+# SQLite numbers rows by itself only for a column of type INTEGER.
+_ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+_MICROSECONDS = BigInteger
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    condition: TextClause = text(where)
+    return Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("config", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("trace", String(128)),
+    Column("problem", Text),
+    # Facts, each set once; the phase is derived from them and from the items.
+    Column("created_at", _MICROSECONDS, nullable=False),
+    Column("ingested_at", _MICROSECONDS),
+    Column("rejected_at", _MICROSECONDS),
+    Column("cancelled_at", _MICROSECONDS),
+    Column("expires_at", _MICROSECONDS),
+    Column("finished_at", _MICROSECONDS),
+    Index("ix_jobs_tenant", "tenant", "created_at", "id"),
+    _partial("ix_jobs_unfinished", "created_at", where="finished_at IS NULL"),
+    Index("ix_jobs_finished", "finished_at"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("stage", String(32)),
+    Column("status", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("not_before", _MICROSECONDS, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", _MICROSECONDS),
+    Column("lease_losses", Integer, nullable=False),
+    Column("published_at", _MICROSECONDS),
+    Column("finished_at", _MICROSECONDS),
+    Column("line", Integer, nullable=False),
+    Column("custom_id", String(512)),
+    Column("content_hash", String(64)),
+    Column("problem_code", String(64)),
+    # Last, so that SQLite reads the rest of a row without its overflow pages.
+    Column("problem", Text),
+    Column("payload", LargeBinary),
+    Index("ix_items_position", "job_id", "position", unique=True),
+    Index("ix_items_counts", "job_id", "status", "stage"),
+    _partial("ix_items_ready", "stage", "priority", "position", where="status = 'queued'"),
+    _partial("ix_items_leases", "lease_until", "stage", where="status = 'running'"),
+    _partial(
+        "ix_items_published",
+        "stage",
+        "published_at",
+        where="status = 'queued' AND published_at IS NOT NULL",
+    ),
+    Index(
+        "ix_items_custom_id",
+        "job_id",
+        "custom_id",
+        unique=True,
+        sqlite_where=text("custom_id IS NOT NULL"),
+        postgresql_where=text("custom_id IS NOT NULL"),
+    ),
+    # A deleted row's id is never given again: a stale message must not name another item.
+    sqlite_autoincrement=True,
+)
+
+problems = Table(
+    "problems",
+    metadata,
+    Column("item_id", ForeignKey("items.id", ondelete="CASCADE"), primary_key=True),
+    Column("fence", BigInteger, primary_key=True),
+    Column("problem", Text, nullable=False),
+    comment="How earlier attempt series of an item ended.",
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("created_at", _MICROSECONDS, nullable=False),
+    Column("job_id", String(32)),
+    Column("status", Integer),
+    Column("body", LargeBinary),
+    Index("ix_idempotency_created", "created_at"),
+)

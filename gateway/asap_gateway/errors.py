@@ -1,0 +1,133 @@
+"""Every error as application/problem+json (RFC 9457), whoever raised it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from asap.errors import AsapError
+from asap_gateway.schemas import ProblemView
+from asap_runtime.problems import PROBLEMS, describe
+from asap_runtime.telemetry import get_logger
+from asap_runtime.values import ItemProblem
+
+__all__ = ["PROBLEM_RESPONSES", "install_handlers", "pointer", "problem_response"]
+
+MEDIA_TYPE = "application/problem+json"
+_HTTP = {
+    400: ("malformed-json", "Malformed request"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "Method not allowed"),
+    406: ("not-acceptable", "Not acceptable"),
+    413: ("payload-too-large", "Payload too large"),
+    415: ("unsupported-media-type", "Unsupported media type"),
+}
+
+_ITEM_STATUS = {
+    error.code: (row.status, row.title) for error, row in PROBLEMS.items() if row.status != 500
+} | {"no-code": (422, "Invalid input"), "cancelled": (409, "Cancelled")}
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": title,
+        "model": ProblemView,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemView"}}},
+    }
+    for status, title in {
+        400: "The body is no JSON",
+        404: "No such object, or not yours",
+        409: "The object's state does not allow it",
+        413: "Too large",
+        422: "A value cannot work; `errors` holds JSON pointers",
+        429: "Overloaded; try again after `retry_after_s`",
+        503: "A dependency is gone; try again",
+    }.items()
+}
+
+
+def pointer(location: tuple[str | int, ...]) -> str:
+    """A JSON pointer (RFC 6901) into the body."""
+    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
+    return "".join(f"/{part}" for part in parts)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Register the handlers; nothing else turns an exception into an answer."""
+
+    @app.exception_handler(AsapError)
+    async def on_asap_error(request: Request, error: AsapError) -> JSONResponse:
+        return _answer(request, describe(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        if any(problem["type"] == "json_invalid" for problem in error.errors()):
+            return _answer(request, _problem(400, "the body is no JSON"))
+        errors = [
+            # never the value: it may be a CoT
+            {"pointer": pointer(tuple(problem["loc"][1:])), "detail": problem["msg"]}
+            for problem in error.errors()
+        ]
+        first = errors[0]
+        detail = f"{first['pointer'] or 'the request'}: {first['detail']}"
+        problem = {
+            "type": "urn:asap:problem:invalid-input",
+            "title": "Invalid input",
+            "status": 422,
+            "detail": detail,
+            "code": "invalid-input",
+            "errors": errors,
+        }
+        return _answer(request, problem)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        response = _answer(request, _problem(error.status_code, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def on_crash(request: Request, error: Exception) -> JSONResponse:
+        get_logger().error("request.crashed", path=request.url.path, exc_info=error)
+        return _answer(request, describe(AsapError("an error of ours; the log has it")))
+
+
+def problem_response(request: Request, problem: ItemProblem | None) -> JSONResponse:
+    """An item's stored problem as the answer of the request that waited for it."""
+    code = problem.code if problem is not None else "internal-error"
+    status, title = _ITEM_STATUS.get(code, (500, "Internal error"))
+    return _answer(
+        request,
+        {
+            "type": f"urn:asap:problem:{code}",
+            "title": title,
+            "status": status,
+            "detail": problem.detail if problem is not None else "the item has no result",
+            "code": code,
+        },
+    )
+
+
+def _problem(status: int, detail: str) -> dict[str, object]:
+    code, title = _HTTP.get(status, ("internal-error", "Error"))
+    return {
+        "type": f"urn:asap:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+
+
+def _answer(request: Request, problem: dict[str, object]) -> JSONResponse:
+    headers = {}
+    retry_after = problem.get("retry_after_s")
+    if isinstance(retry_after, int | float):
+        headers["Retry-After"] = str(max(1, round(retry_after)))
+    status = problem["status"]
+    assert isinstance(status, int)
+    content = {**problem, "instance": request.url.path}
+    return JSONResponse(content, status_code=status, media_type=MEDIA_TYPE, headers=headers)

@@ -1,0 +1,44 @@
+"""POST /prune: a job of one, and a bounded wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from asap.types import Record
+from asap_gateway.errors import PROBLEM_RESPONSES, problem_response
+from asap_gateway.schemas import JobBody, PruneRequest
+from asap_gateway.service import Gateway, get_gateway
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["prune"])
+
+
+@router.post(
+    "/prune",
+    responses={
+        202: {"model": JobBody, "description": "Not ready: see Location"},
+        **PROBLEM_RESPONSES,
+    },
+    response_model=Record,
+)
+async def prune(
+    body: PruneRequest, request: Request, gateway: Annotated[Gateway, Depends(get_gateway)]
+) -> Response:
+    """Prune one triple. 200 with the record within `wait_s`, else 202 and the job's Location."""
+    config = gateway.config(body.config)
+    job_id = await asyncio.to_thread(gateway.submit, [body.triple], config, live=True)
+    outcome = await gateway.wait(job_id, body.wait_s)
+    if outcome is None:
+        view = await asyncio.to_thread(gateway.job, job_id)
+        location = request.url_for("get_job", job_id=job_id).path
+        return JSONResponse(
+            view.model_dump(mode="json"), status_code=202, headers={"Location": location}
+        )
+    if outcome.payload is None:
+        return problem_response(request, outcome.problem)
+    return Response(outcome.payload, media_type="application/json")

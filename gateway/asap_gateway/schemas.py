@@ -1,0 +1,155 @@
+"""Bodies of requests and answers: envelopes around the library's own types, no second set of
+them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from asap.types import Triple
+from asap_runtime.ledger import ItemView, JobView
+from asap_runtime.values import ItemProblem
+
+__all__ = [
+    "ItemBody",
+    "ItemPage",
+    "JobBody",
+    "JobPage",
+    "JobRequest",
+    "ProblemView",
+    "PruneRequest",
+]
+
+Config = Annotated[
+    dict[str, Any],
+    Field(description="Fields of PruneConfig; missing ones have their defaults."),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PruneRequest(_Body):
+    """One triple, answered with its pruned record."""
+
+    triple: Triple
+    config: Config = {}
+    wait_s: float = Field(30.0, ge=0, le=60, allow_inf_nan=False)
+    """Longest wait for the record; 202 and a Location after it."""
+
+
+class JobRequest(_Body):
+    """Many triples, pruned in the background."""
+
+    kind: Literal["prune"] = "prune"
+    triples: list[Triple] = Field(min_length=1)
+    config: Config = {}
+
+
+class ProblemView(BaseModel):
+    """RFC 9457 problem details; the media type is application/problem+json."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str | None = None
+    errors: list[dict[str, str]] | None = None
+    retry_after_s: float | None = None
+
+
+class ItemProblemBody(_Body):
+    """Why an item failed."""
+
+    code: str
+    detail: str
+    context: dict[str, JsonValue]
+
+    @classmethod
+    def of(cls, problem: ItemProblem | None) -> ItemProblemBody | None:
+        """The body of a stored problem."""
+        if problem is None:
+            return None
+        return cls(code=problem.code, detail=problem.detail, context=dict(problem.context))
+
+
+class StageCountBody(_Body):
+    """So many items stand at one stage in one status."""
+
+    stage: str | None
+    status: str
+    items: int
+
+
+class JobBody(_Body):
+    """A job: its phase follows from its items. Times are seconds since the epoch."""
+
+    id: str
+    kind: str
+    phase: str
+    created_at: float
+    finished_at: float | None
+    total: int
+    counts: list[StageCountBody]
+    config: dict[str, JsonValue]
+    problems: list[ItemProblemBody]
+
+    @classmethod
+    def of(cls, view: JobView) -> JobBody:
+        """The body of a job."""
+        finished = view.facts.finished_at
+        counts = [
+            StageCountBody(stage=c.stage, status=c.status, items=c.items) for c in view.counts
+        ]
+        return cls(
+            id=view.id,
+            kind=view.kind,
+            phase=view.phase,
+            created_at=view.facts.created_at / 1e6,
+            finished_at=None if finished is None else finished / 1e6,
+            total=sum(count.items for count in counts),
+            counts=counts,
+            config=dict(view.config),
+            problems=[p for problem in view.problems if (p := ItemProblemBody.of(problem))],
+        )
+
+
+class JobPage(_Body):
+    """Jobs, newest first."""
+
+    jobs: list[JobBody]
+    next_cursor: str | None
+
+
+class ItemBody(_Body):
+    """One item without its text."""
+
+    position: int
+    line: int
+    stage: str | None
+    status: str
+    attempt: int
+    problem: ItemProblemBody | None
+
+    @classmethod
+    def of(cls, view: ItemView) -> ItemBody:
+        """The body of an item."""
+        return cls(
+            position=view.position,
+            line=view.line,
+            stage=view.stage,
+            status=view.status,
+            attempt=view.attempt,
+            problem=ItemProblemBody.of(view.problem),
+        )
+
+
+class ItemPage(_Body):
+    """Items in input order."""
+
+    items: list[ItemBody]
+    next_cursor: int | None

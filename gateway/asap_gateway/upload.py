@@ -1,0 +1,58 @@
+"""An uploaded file to the lines of a job: spooled to disk, read line by line, never whole in
+memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from fastapi import UploadFile
+
+from asap.config import PruneConfig
+from asap.errors import AsapError, InvalidInput
+from asap.types import Triple
+from asap_gateway.service import Gateway
+from asap_runtime.datasets import Line, read_lines
+from asap_runtime.schemas import Schema, detect_schema, to_triple
+
+__all__ = ["submit_upload"]
+
+ENDINGS = (".jsonl.gz", ".ndjson.gz", ".jsonl", ".ndjson", ".parquet")
+PEEK = 32
+
+
+def submit_upload(gateway: Gateway, file: UploadFile, config: PruneConfig) -> str:
+    """The id of a job of the file's lines. The file's name tells its format and nothing else."""
+    name = (file.filename or "").lower()
+    ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
+    if ending is None:
+        raise InvalidInput(
+            f"the file's name must end in one of {', '.join(ENDINGS)}",
+            code="unsupported-media-type",
+        )
+    with tempfile.TemporaryDirectory(prefix="asap-upload-") as folder:
+        path = Path(folder) / f"upload{ending}"
+        with path.open("wb") as stream:
+            shutil.copyfileobj(file.file, stream, 1 << 20)
+        lines = read_lines(str(path))
+        head = list(islice(lines, PEEK))
+        schema = detect_schema([line.row for line in head if line.row is not None])
+        if schema is None:
+            raise InvalidInput("the file holds no line with a known schema")
+        return gateway.submit_lines(_triples(chain(head, lines), schema), config)
+
+
+def _triples(lines: Iterator[Line], schema: Schema) -> Iterator[tuple[int, Triple | AsapError]]:
+    for line in lines:
+        if line.row is None:
+            assert line.error is not None
+            yield line.number, line.error
+            continue
+        try:
+            yield line.number, to_triple(line.row, schema)
+        except InvalidInput as error:
+            yield line.number, error

@@ -1,0 +1,139 @@
+"""The job store in the hands of a test: all its sides on one database, and a clock to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.synchronize import Barrier
+
+from sqlalchemy import update
+
+from asap_runtime.database import SECOND, Database, open_engine
+from asap_runtime.idempotency import IdempotencyKeys
+from asap_runtime.intake import JobIntake
+from asap_runtime.ledger import JobLedger, Result
+from asap_runtime.store import JobStore
+from asap_runtime.sweep import Sweep
+from asap_runtime.tables import idempotency, items, jobs
+from asap_runtime.values import Claimed, ItemProblem, NewItem, Outcome
+
+TENANT = "a"
+PROBLEM = ItemProblem("upstream-timeout", "no answer in 5 s", {"status": 504})
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Every side of the store, and the shortest way to a job."""
+
+    database: Database
+
+    @cached_property
+    def intake(self) -> JobIntake:
+        return JobIntake(self.database)
+
+    @cached_property
+    def store(self) -> JobStore:
+        return JobStore(self.database)
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        return Sweep(self.database)
+
+    @cached_property
+    def ledger(self) -> JobLedger:
+        return JobLedger(self.database)
+
+    @cached_property
+    def keys(self) -> IdempotencyKeys:
+        return IdempotencyKeys(self.database)
+
+    def job(
+        self,
+        size: int = 1,
+        *,
+        tenant: str = TENANT,
+        priority: int = 5,
+        stage: str | None = "one",
+        ingested: bool = True,
+        **options: object,
+    ) -> str:
+        job_id = self.intake.create_job(tenant, "prune", {"method": "asap"}, priority, **options)
+        self.intake.add_items(
+            job_id, (NewItem(line, stage, b'{"n":%d}' % line) for line in range(1, size + 1))
+        )
+        if ingested:
+            self.intake.mark_ingested(job_id)
+        return job_id
+
+    def ids(self, stage: str = "one") -> list[int]:
+        """Items that are due and unpublished, in claim order."""
+        return [due.id for due in self.sweep.due(stage, 10_000)]
+
+    def claim(self, limit: int = 64, stage: str = "one", **options: float) -> list[Claimed]:
+        return self.store.claim_next(stage, "worker", limit, **options)
+
+    def results(self, job_id: str, tenant: str = TENANT) -> list[Result]:
+        return list(self.ledger.results(tenant, job_id))
+
+    def statuses(self, job_id: str) -> list[str]:
+        return [item.status for item in self.ledger.items(TENANT, job_id, limit=10_000)]
+
+    def phase(self, job_id: str) -> str:
+        view = self.ledger.job(TENANT, job_id)
+        assert view is not None
+        return view.phase
+
+    def pass_time(self, seconds: float) -> None:
+        """Move every stored moment back by so much: the database's clock cannot be turned."""
+        with self.database.write() as connection:
+            for table in (jobs, items, idempotency):
+                moments = {
+                    column.name: column - round(seconds * SECOND)
+                    for column in table.c
+                    if column.name.endswith("_at") or column.name in ("lease_until", "not_before")
+                }
+                connection.execute(update(table).values(moments))
+
+
+_race: dict[str, Barrier] = {}
+
+
+def enter_race(start: Barrier) -> None:
+    """Initialiser of a racing process: it begins when all have come so far."""
+    _race["start"] = start
+
+
+def drain(url: str, owner: str) -> list[int]:
+    """What a racing worker process does: claim and finish until nothing is left; its ids."""
+    database = Database(open_engine(url))
+    store, done = JobStore(database), []
+    _race["start"].wait()
+    while claims := store.claim_next("one", owner, 16):
+        outcomes = [Outcome.done(claim, claim.payload, None) for claim in claims]
+        assert store.finish(outcomes) == {claim.id for claim in claims}
+        done += [claim.id for claim in claims]
+    database.close()
+    return done
+
+
+def drain_messages(url: str, owner: str, messages: Sequence[Sequence[int]]) -> list[int]:
+    """The same by the ids of messages, each of which every worker has received."""
+    database = Database(open_engine(url))
+    store, done = JobStore(database), []
+    _race["start"].wait()
+    for ids in messages:
+        claims = store.claim(ids, "one", owner)
+        store.finish([Outcome.done(claim, claim.payload, None) for claim in claims])
+        done += [claim.id for claim in claims]
+    database.close()
+    return done
+
+
+def remember(url: str, tenant: str, key: str, request_hash: str) -> str:
+    """The answer of one process in a race for a key, by its name."""
+    database = Database(open_engine(url))
+    _race["start"].wait()
+    answer = IdempotencyKeys(database).remember(tenant, key, request_hash)
+    database.close()
+    return type(answer).__name__

@@ -1,0 +1,276 @@
+"""The runner and the sweeper on real SQLite and the memory queue, with stages that do as told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from asap.config import PruneConfig
+from asap.errors import InvalidInput, UpstreamUnavailable
+from asap.types import Record, Triple
+from asap_runtime.database import Database, open_engine
+from asap_runtime.host import StageHost
+from asap_runtime.intake import JobIntake
+from asap_runtime.ledger import JobLedger
+from asap_runtime.migrate import upgrade
+from asap_runtime.queue import BATCH, LIVE, MemoryQueue, Message
+from asap_runtime.settings import TelemetrySettings
+from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
+from asap_runtime.telemetry import configure_logs
+from asap_runtime.values import NewItem
+
+FAST = RunnerLimits(
+    lease_s=0.6,
+    heartbeat_s=0.1,
+    timeout_s=5,
+    max_attempts=3,
+    backoff_base_s=0.01,
+    backoff_cap_s=0.05,
+)
+
+
+class Scripted:
+    """A stage that asks a function what to do with each record."""
+
+    def __init__(self, name, act=None, concurrency=8):
+        self.name, self.concurrency = name, concurrency
+        self._act = act
+        self.seen = []
+        self.running = self.most = 0
+
+    async def start(self):
+        """Nothing to load."""
+
+    async def process(self, record):
+        self.seen.append(record.id)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if self._act is not None:
+                result = await self._act(record, self.seen.count(record.id))
+                if result is not None:
+                    return result
+            return Done(record)
+        finally:
+            self.running -= 1
+
+    async def stop(self):
+        """Nothing to let go."""
+
+
+@pytest.fixture
+def database(tmp_path):
+    configure_logs(TelemetrySettings())
+    url = f"sqlite:///{tmp_path}/asap.db"
+    upgrade(url)
+    opened = Database(open_engine(url))
+    yield opened
+    opened.close()
+
+
+def job_of(database, count, priority=BATCH, method="asap"):
+    intake = JobIntake(database)
+    job = intake.create_job("t", "prune", {}, priority)
+    config = PruneConfig(method=method)
+    records = [
+        Record(
+            triple=Triple(id=f"{job[:4]}-{i}", question="q", cot="a\n\nb", answer="x"),
+            config=config,
+        )
+        for i in range(count)
+    ]
+    items = [NewItem(i, "anchor", r.model_dump_json().encode()) for i, r in enumerate(records, 1)]
+    intake.add_items(job, items)
+    intake.mark_ingested(job)
+    return job
+
+
+async def ended(database, job, seconds=10.0):
+    ledger = JobLedger(database)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        view = await asyncio.to_thread(ledger.job, "t", job)
+        if view.phase in ("done", "cancelled"):
+            return list(ledger.results("t", job))
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{view.phase}: {view.counts}")
+
+
+def host_of(database, *stages, queue=None):
+    return StageHost(database, queue or MemoryQueue(), stages, limits=FAST, sweep_period_s=0.05)
+
+
+async def test_items_visit_the_stages_of_their_route_once_each(database):
+    anchor, surprisal = Scripted("anchor"), Scripted("surprisal")
+    async with host_of(database, anchor, surprisal):
+        results = await ended(database, job_of(database, 200))
+    assert [r.status for r in results] == ["succeeded"] * 200
+    assert len(anchor.seen) == len(surprisal.seen) == 200
+    assert len(set(anchor.seen)) == 200
+
+
+def test_the_route_is_that_of_the_method():
+    triple = Triple(question="q", cot="c", answer="a")
+    routes = {"asap": "surprisal", "asap_stage1": None}
+    for method, following in routes.items():
+        record = Record(triple=triple, config=PruneConfig(method=method))
+        assert next_stage(record, "anchor") == following
+    assert next_stage(record, "surprisal") is None
+
+
+async def test_a_retryable_error_is_tried_again_and_bounded(database):
+    async def act(record, times):
+        if record.id.endswith("-0") and times < 3:
+            raise UpstreamUnavailable("busy")
+        if record.id.endswith("-1"):
+            raise UpstreamUnavailable("gone")
+        if record.id.endswith("-2"):
+            raise InvalidInput("wrong", code="no-code")
+
+    anchor = Scripted("anchor", act)
+    async with host_of(database, anchor, Scripted("surprisal")):
+        results = await ended(database, job_of(database, 4))
+    assert [r.status for r in results] == ["succeeded", "failed", "failed", "succeeded"]
+    assert [r.problem.code for r in results[1:3]] == ["upstream-unavailable", "no-code"]
+    attempts = [sum(seen.endswith(f"-{i}") for seen in anchor.seen) for i in range(4)]
+    assert attempts == [3, 3, 1, 1]
+
+
+async def test_a_crash_is_logged_without_the_text_and_fails_its_item_alone(database, capsys):
+    configure_logs(TelemetrySettings())  # onto the stream that capsys reads
+
+    async def act(record, times):
+        if record.id.endswith("-1"):
+            raise ValueError("planted secret of a trace")
+
+    async with host_of(database, Scripted("anchor", act), Scripted("surprisal")):
+        results = await ended(database, job_of(database, 3))
+    assert [r.status for r in results] == ["succeeded", "failed", "succeeded"]
+    assert results[1].problem.code == "internal-error"
+    logged = capsys.readouterr().err
+    assert "item.crashed" in logged
+    assert "ValueError" in logged
+    assert "planted" not in logged
+
+
+async def test_waiting_is_no_attempt(database):
+    async def act(record, times):
+        return Wait(record, 0.02) if times < 6 else None
+
+    async with host_of(database, Scripted("anchor", act), Scripted("surprisal")):
+        results = await ended(database, job_of(database, 1))
+    assert results[0].status == "succeeded"
+
+
+async def test_a_heartbeat_keeps_a_long_item_and_a_timeout_ends_it(database):
+    async def act(record, times):
+        await asyncio.sleep(1.5 if record.id.endswith("-0") else 60)
+
+    anchor = Scripted("anchor", act)
+    limits = RunnerLimits(lease_s=0.6, heartbeat_s=0.1, timeout_s=2, max_attempts=1)
+    host = StageHost(
+        database, MemoryQueue(), [anchor, Scripted("surprisal")], limits=limits, sweep_period_s=0.05
+    )
+    async with host:
+        results = await ended(database, job_of(database, 2))
+    assert [r.status for r in results] == ["succeeded", "failed"]
+    assert results[1].problem.code == "upstream-timeout"
+    assert len(anchor.seen) == 2
+
+
+async def test_lost_and_doubled_and_foreign_messages_have_no_effect(database):
+    class Lossy(MemoryQueue):
+        """Loses every second message and repeats the others."""
+
+        calls = 0
+
+        def publish(self, message):
+            self.calls += 1
+            return True if self.calls % 2 else super().publish(message) and super().publish(message)
+
+    queue = Lossy()
+    anchor, surprisal = Scripted("anchor"), Scripted("surprisal")
+    async with host_of(database, anchor, surprisal, queue=queue):
+        for ids in (("999999",), ("nonsense",), ("1", "1", "2")):
+            MemoryQueue.publish(queue, Message("anchor", ids))
+        job = job_of(database, 20)
+        # what was marked as published and lost comes back after a minute; here it is made due now
+        from sqlalchemy import update
+
+        from asap_runtime.tables import items
+
+        for _ in range(60):
+            await asyncio.sleep(0.1)
+            with database.write() as connection:
+                connection.execute(update(items).values(published_at=None))
+            if JobLedger(database).job("t", job).phase == "done":
+                break
+        results = await ended(database, job)
+    assert [r.status for r in results] == ["succeeded"] * 20
+    assert len(anchor.seen) == len(set(anchor.seen)) == 20
+
+
+async def test_live_items_do_not_wait_behind_a_long_job(database):
+    async def act(record, times):
+        await asyncio.sleep(0.05)
+
+    anchor = Scripted("anchor", act, concurrency=5)
+    async with host_of(database, anchor, Scripted("surprisal")):
+        batch = job_of(database, 200)
+        await asyncio.sleep(0.3)
+        started = time.monotonic()
+        await ended(database, job_of(database, 1, priority=LIVE))
+        assert time.monotonic() - started < 1.5
+        assert JobLedger(database).job("t", batch).phase == "running"
+        assert anchor.most <= 5
+
+
+async def test_leaving_gives_the_leases_back_at_once(database):
+    async def act(record, times):
+        await asyncio.sleep(60)
+
+    job = job_of(database, 5)
+    started = time.monotonic()
+    async with host_of(database, Scripted("anchor", act), Scripted("surprisal")):
+        await asyncio.sleep(0.4)
+    assert time.monotonic() - started < 4
+    counts = JobLedger(database).job("t", job).counts
+    assert [(c.stage, c.status, c.items) for c in counts] == [("anchor", "queued", 5)]
+    async with host_of(database, Scripted("anchor"), Scripted("surprisal")):
+        assert len(await ended(database, job)) == 5
+
+
+async def test_without_a_broker_the_work_goes_on(database, monkeypatch):
+    class Dead(MemoryQueue):
+        def publish(self, message):
+            return False
+
+        def healthy(self):
+            return False
+
+    monkeypatch.setattr("asap_runtime.host.POLL_S", 0.05)
+    async with host_of(database, Scripted("anchor"), Scripted("surprisal"), queue=Dead()):
+        results = await ended(database, job_of(database, 30))
+    assert [r.status for r in results] == ["succeeded"] * 30
+
+
+async def test_a_cancelled_job_stops_its_running_work(database):
+    stopped = []
+
+    async def act(record, times):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            stopped.append(record.id)
+            raise
+
+    async with host_of(database, Scripted("anchor", act), Scripted("surprisal")):
+        job = job_of(database, 6)
+        await asyncio.sleep(0.3)
+        JobLedger(database).cancel("t", job)
+        results = await ended(database, job, seconds=5)
+        await asyncio.sleep(0.3)
+        assert len(stopped) == 6
+    assert {result.status for result in results} == {"cancelled"}
