@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError
+from asap_cli.jobs import jobs_app
 from asap_cli.options import (
     Device,
     Method,
@@ -229,6 +230,9 @@ def upgrade() -> None:
     from asap_cli.serve import upgrade_database
 
     upgrade_database()
+
+
+app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class Triple(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _default_id(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and not values.get("id"):
+        if isinstance(values, Mapping) and values.get("id", "") == "":
             content = [values.get(name) for name in ("question", "cot", "answer")]
             digest = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
             return {**values, "id": digest}

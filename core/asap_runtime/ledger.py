@@ -259,6 +259,8 @@ class JobLedger:
         )
         history = select(items.c.id, items.c.fence, items.c.problem).where(*again)
         with self._database.write() as connection:
+            if connection.execute(history.limit(1)).first() is None:
+                return 0
             if not connection.execute(reopened).rowcount:
                 return 0
             connection.execute(insert(problems).from_select(list(problems.c.keys()), history))

@@ -45,6 +45,7 @@ KNOWN_ELSEWHERE = frozenset(
         "cache_dir",
         "test_data",
         "require_engines",
+        "server",
     }
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -87,12 +88,27 @@ def install_handlers(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         response = _answer(request, _problem(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of one route only
+            response.headers["Allow"] = ", ".join(_methods(app, request))
         return response
 
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         get_logger().error("request.crashed", path=request.url.path, exc_info=error)
         return _answer(request, describe(AsapError("an error of ours; the log has it")))
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods of the path as described; a path without parameters goes before a pattern."""
+    paths = app.openapi()["paths"]
+    if request.url.path in paths:
+        return sorted(method.upper() for method in paths[request.url.path])
+    allowed: set[str] = set()
+    for path, operations in paths.items():
+        pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
+        if re.fullmatch(pattern, request.url.path):
+            allowed |= {method.upper() for method in operations}
+    return sorted(allowed)
 
 
 def problem_response(request: Request, problem: ItemProblem | None) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -45,7 +46,7 @@ async def _events(
     while True:
         ended = job.phase in ENDED
         done = _finished(job)
-        key = f"{job.phase}-{done}-{job.total}-{sum(c.items for c in job.counts if c.stage)}"
+        key = _key(job)
         if key != seen or ended:
             rate = (done - done_before) / max(time.monotonic() - started, 1e-3)
             data = job.model_dump(mode="json", exclude={"config"}) | {
@@ -59,6 +60,12 @@ async def _events(
             return
         await asyncio.sleep(PERIOD_S)
         job = await asyncio.to_thread(gateway.job, job.id)
+
+
+def _key(job: JobBody) -> str:
+    """The same as long as nothing moved."""
+    state = job.model_dump_json(include={"phase", "counts"})
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
 def _finished(job: JobBody) -> int:

@@ -17,6 +17,7 @@ from asap_gateway.schemas import ItemPage, JobBody, JobPage, JobRequest
 from asap_gateway.service import Gateway, config_from_json, get_gateway
 from asap_gateway.upload import submit_upload
 from asap_runtime.layouts import Layout
+from asap_runtime.tables import ItemStatus
 
 __all__ = ["router"]
 
@@ -74,9 +75,10 @@ async def list_items(
     gateway: TheGateway,
     cursor: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Limit = 100,
+    status: ItemStatus | None = None,
 ) -> ItemPage:
     """Items in input order, without their text."""
-    return await asyncio.to_thread(gateway.items, job_id, cursor, limit)
+    return await asyncio.to_thread(gateway.items, job_id, cursor, limit, status)
 
 
 @router.get("/{job_id}/result", response_class=StreamingResponse)

@@ -37,7 +37,7 @@ class PruneRequest(_Body):
 
     triple: Triple
     config: Config = {}
-    wait_s: float = Field(30.0, ge=0, le=60, allow_inf_nan=False)
+    wait_s: float = Field(30.0, ge=0, le=60, allow_inf_nan=False, strict=True)
     """Longest wait for the record; 202 and a Location after it."""
 
 

@@ -27,6 +27,7 @@ from asap_runtime.ledger import JobLedger, JobView, Result
 from asap_runtime.problems import item_problem
 from asap_runtime.queue import BATCH, LIVE, MAX_ITEMS, Message, TaskQueue
 from asap_runtime.sweep import Sweep
+from asap_runtime.tables import ItemStatus
 from asap_runtime.telemetry import trace_context
 from asap_runtime.values import NewItem
 
@@ -34,6 +35,7 @@ __all__ = ["TENANT", "Gateway", "config_from_json", "get_gateway"]
 
 TENANT = "local"
 """The one tenant of a server without keys."""
+TARGETS = ("max_tokens", "keep_ratio", "step_ratio")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.004, 0.1
 
 
@@ -57,7 +59,10 @@ class Gateway:
 
     def config(self, given: Mapping[str, Any]) -> PruneConfig:
         """The configuration of a request; InvalidInput names each wrong field by JSON pointer."""
-        values = {**self._defaults, **given}
+        defaults = self._defaults
+        if any(given.get(name) is not None for name in TARGETS):  # one target, the caller's
+            defaults = {k: v for k, v in defaults.items() if k not in TARGETS}
+        values = {**defaults, **given}
         try:
             config = PruneConfig.model_validate(values)
         except ValidationError as error:
@@ -127,10 +132,12 @@ class Gateway:
         following = views[-1].cursor if len(views) == limit else None
         return JobPage(jobs=[JobBody.of(view) for view in views], next_cursor=following)
 
-    def items(self, job_id: str, cursor: int | None, limit: int) -> ItemPage:
+    def items(
+        self, job_id: str, cursor: int | None, limit: int, status: ItemStatus | None
+    ) -> ItemPage:
         """A page of items in input order."""
         self._job(job_id)
-        views = self._ledger.items(TENANT, job_id, cursor, limit)
+        views = self._ledger.items(TENANT, job_id, cursor, limit, status)
         following = views[-1].position if len(views) == limit else None
         return ItemPage(items=[ItemBody.of(view) for view in views], next_cursor=following)
 

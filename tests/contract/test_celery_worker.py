@@ -216,7 +216,7 @@ async def test_sigterm_cancels_and_exits_with_zero(server, start):
     worker.process.send_signal(signal.SIGTERM)
 
     assert worker.process.wait(5) == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert worker.has_said("cancelled 0", "cancelled 1")
     await until(lambda: queue.pending("process") == 5, 3)
     queue.close()

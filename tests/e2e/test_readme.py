@@ -35,7 +35,13 @@ def test_python_compiles_and_its_names_exist(code):
 
 
 def test_links_lead_to_files():
-    for document in ("README.md", "docs/cli.md", "docs/concepts.md"):
+    for document in (
+        "README.md",
+        "docs/cli.md",
+        "docs/concepts.md",
+        "docs/api.md",
+        "gateway/README.md",
+    ):
         text = (REPOSITORY / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)", text):
             assert ((REPOSITORY / document).parent / target).exists(), target

@@ -57,6 +57,8 @@ async def test_failed_items_are_listed_and_the_others_delivered(client):
     assert [item["status"] for item in items] == ["succeeded", "succeeded", "failed", "succeeded"]
     assert items[2]["problem"]["code"] == "internal-error"
     assert len((await client.get(f"/jobs/{job}/result")).text.splitlines()) == 3
+    failed = await client.get(f"/jobs/{job}/items", params={"status": "failed"})
+    assert [item["line"] for item in failed.json()["items"]] == [3]
     retried = await client.post(f"/jobs/{job}/retry")
     assert retried.json()["phase"] in ("running", "queued", "finalizing", "done")
     assert (await finished(client, job))["phase"] == "done"
@@ -169,3 +171,17 @@ async def test_events_tell_the_progress_and_the_end(client):
                 last = json.loads(line.removeprefix("data: "))
     assert events[-1] == "end"
     assert (last["phase"], last["finished_items"], last["total"]) == ("done", 30, 30)
+
+
+async def test_retrying_a_job_without_failures_changes_nothing(client):
+    job = await submit(client, numbered(3))
+    before = await finished(client, job)
+    assert (await client.post(f"/jobs/{job}/retry")).json() == before
+
+
+async def test_a_target_of_the_request_displaces_the_servers(client):
+    client.app.state.gateway._defaults["max_tokens"] = 4
+    body = {"triple": TRIPLE, "config": {"keep_ratio": 0.5}}
+    answer = await client.post("/prune", json=body)
+    config = answer.json()["config"]
+    assert (config["max_tokens"], config["keep_ratio"]) == (None, 0.5)

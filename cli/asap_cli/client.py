@@ -1,0 +1,247 @@
+"""The client of a server's /jobs: files go up and down in streams, progress comes as events.
+
+It knows HTTP and no terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+import httpx
+from pydantic import JsonValue
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from asap.errors import (
+    InvalidInput,
+    NotFound,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from asap_cli.answers import Item, ItemPage, Job, JobPage, one_line, parse, refusal
+from asap_cli.sse import parse_events
+from asap_runtime.layouts import Layout
+
+__all__ = ["JobsClient"]
+
+ITEMS_PER_PAGE = 500
+LONGEST_PAUSE_S = 15.0
+_DIRECT: dict[str, httpx.BaseTransport | None] = {
+    f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")
+}
+"""No proxy of the environment stands between this machine and itself."""
+
+
+class JobsClient:
+    """The jobs of one server, over the given HTTP client. Every method may raise AsapError.
+
+    Args:
+        http: its base URL is the server's.
+        upload_timeout_s: longest wait for the answer to an upload, which comes when the server has
+            read the whole file.
+        attempts: connections in a row that `follow` makes before it gives up.
+        backoff_s: first pause between them; it doubles.
+    """
+
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        upload_timeout_s: float = 1800.0,
+        attempts: int = 10,
+        backoff_s: float = 0.5,
+    ) -> None:
+        url = http.base_url
+        self.server = f"{url.scheme}://{url.netloc.decode()}{url.path.rstrip('/')}"
+        self._http, self._backoff_s = http, backoff_s
+        self._upload_timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": upload_timeout_s})
+        self._retrying = Retrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential(multiplier=backoff_s, max=LONGEST_PAUSE_S),
+            retry=retry_if_exception(lambda error: getattr(error, "retryable", False)),
+            reraise=True,
+        )
+
+    @classmethod
+    def open(cls, server: str, *, timeout_s: float = 60.0) -> Self:
+        """A client of the server at this URL. Connects at the first call."""
+        try:
+            url = httpx.URL(server)
+            url.raw_host.decode().encode("idna")  # what connecting does, without a word to users
+        except (httpx.InvalidURL, UnicodeError):
+            url = httpx.URL("")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise InvalidInput(
+                f"the server must be a URL such as http://127.0.0.1:8000, not {server!r}"
+            )
+        timeout = httpx.Timeout(timeout_s, connect=10.0)
+        return cls(httpx.Client(base_url=url, timeout=timeout, mounts=_DIRECT))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def submit(self, path: Path, config: Mapping[str, JsonValue]) -> Job:
+        """A new job of the file's lines. What `config` leaves out, the server decides."""
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise NotFound(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        with stream:
+            request = self._http.build_request(
+                "POST",
+                "jobs/upload",
+                data={"config": json.dumps(dict(config))},
+                files={"file": (path.name, stream)},
+                timeout=self._upload_timeout,
+            )
+            return parse(Job, self._send(request).content, self.server)
+
+    def job(self, job_id: str) -> Job:
+        """The job. Raises NotFound."""
+        return self._job("GET", _path(job_id))
+
+    def jobs(self, limit: int) -> JobPage:
+        """The newest jobs."""
+        request = self._http.build_request("GET", "jobs", params={"limit": limit})
+        return parse(JobPage, self._send(request).content, self.server)
+
+    def items(self, job_id: str) -> Iterator[Item]:
+        """All items in input order, read a page at a time."""
+        params = {"limit": ITEMS_PER_PAGE}
+        while True:
+            request = self._http.build_request("GET", _path(job_id, "/items"), params=params)
+            page = parse(ItemPage, self._send(request).content, self.server)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop the job; safe to repeat."""
+        return self._job("POST", _path(job_id, "/cancel"))
+
+    def retry(self, job_id: str) -> Job:
+        """Run the failed items of a finished job again; other jobs stay as they are."""
+        return self._job("POST", _path(job_id, "/retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete the job with its results."""
+        self._send(self._http.build_request("DELETE", _path(job_id)))
+
+    def download(self, job_id: str, out: Path, layout: Layout) -> int:
+        """Write the finished records to `out`, which appears whole or not at all; how many."""
+        part = out.with_name(f".{out.name}.part")
+        params = {"layout": layout}
+        request = self._http.build_request("GET", _path(job_id, "/result"), params=params)
+        records = 0
+        try:
+            with (
+                self._translated(),
+                closing(self._open(request)) as response,
+                part.open("wb") as stream,
+            ):
+                for chunk in response.iter_bytes():
+                    stream.write(chunk)
+                    records += chunk.count(b"\n")
+            part.replace(out)
+        except OSError as error:
+            raise InvalidInput(f"{str(out)!r} cannot be written: {error.strerror}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return records
+
+    def follow(self, job_id: str) -> Iterator[Job]:
+        """The job whenever it changes, until it has ended; its last state comes last.
+
+        A dropped connection is taken up where it was. Each that brought anything, be it a sign of
+        life, gives the next one all its attempts.
+        """
+        seen: str | None = None
+        while True:
+            response, chunks = self._retrying(self._open_events, job_id, seen)
+            with closing(response):
+                try:
+                    for event in parse_events(chunks):
+                        seen = event.id or seen
+                        if event.name in ("progress", "end"):
+                            yield parse(Job, event.data, self.server)
+                        if event.name == "end":
+                            return
+                except httpx.RequestError:
+                    pass
+            time.sleep(self._backoff_s)
+
+    def _open_events(self, job_id: str, seen: str | None) -> tuple[httpx.Response, Iterator[bytes]]:
+        """An event stream whose first bytes have come."""
+        headers = [(b"Accept", b"text/event-stream")]
+        if seen is not None:
+            headers.append((b"Last-Event-ID", seen.encode()))
+        request = self._http.build_request("GET", _path(job_id, "/events"), headers=headers)
+        response = self._open(request)
+        try:
+            if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise UpstreamError(f"{self.server} sends no events; is the address right?")
+            chunks = response.iter_bytes()
+            with self._translated():
+                first = next(chunks, None)
+            if first is None:
+                raise UpstreamUnavailable(f"{self.server} closes the connection without a word")
+        except BaseException:
+            response.close()
+            raise
+        return response, chain([first], chunks)
+
+    def _job(self, method: str, path: str) -> Job:
+        answer = self._send(self._http.build_request(method, path))
+        return parse(Job, answer.content, self.server)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        """A successful answer, read."""
+        with self._translated(), closing(self._open(request)) as response:
+            response.read()
+            return response
+
+    def _open(self, request: httpx.Request) -> httpx.Response:
+        """A successful answer whose body has not been read."""
+        with self._translated():
+            response = self._http.send(request, stream=True)
+            if response.is_success:
+                return response
+            with closing(response):
+                response.read()
+        raise refusal(response, self.server)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise UpstreamUnavailable(
+                f"no server answers at {self.server}; start one with `asap serve`, or name "
+                "another with --server"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise UpstreamTimeout(f"{self.server} did not answer in time") from error
+        except httpx.TransportError as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise UpstreamUnavailable(
+                f"the connection to {self.server} broke off: {reason}"
+            ) from error
+        except httpx.DecodingError as error:
+            raise UpstreamError(f"the answer of {self.server} is garbled") from error
+
+
+def _path(job_id: str, below: str = "") -> str:
+    """The job's path. What cannot be an id is no path to elsewhere."""
+    if not (job_id.isascii() and job_id.replace("-", "").replace("_", "").isalnum()):
+        raise NotFound(f"there is no job {job_id[:64]!r}")
+    return f"jobs/{job_id}{below}"

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from asap.types import Record
+from asap_cli.client import JobsClient
+from fakes import rows
+from live_server import live_server
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "triples.jsonl"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("live") / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def server(live, monkeypatch):
+    """The server, as the environment names it."""
+    monkeypatch.setenv("ASAP_SERVER", live.url)
+    yield live
+    live.anchor.refuses.clear()
+    live.anchor.open.set()
+
+
+@pytest.fixture
+def held(server, asap, samples):
+    """A job whose items wait in stage 1."""
+    server.anchor.open.clear()
+    ran = asap("jobs", "submit", samples)
+    assert ran.code == 0, ran.err
+    return ran.out.strip()
+
+
+def test_a_file_is_submitted_followed_and_downloaded(asap, server, tmp_path):
+    ran = asap("jobs", "submit", EXAMPLES, "--max-tokens", 300, "--set", "refill=true", "--watch")
+    assert ran.code == 0, ran.err
+    job = ran.out.strip()
+    assert "48 items submitted" in ran.err
+    assert "anchor 48/48, surprisal 48/48" in ran.err
+    assert f"job {job} is done" in ran.err
+    assert "48 succeeded" in ran.err
+
+    out = tmp_path / "out.jsonl"
+    ran = asap("jobs", "download", job, "-o", out)
+    assert (ran.code, ran.out) == (0, "")
+    assert "48 records written" in ran.err
+    records = [Record.model_validate(row) for row in rows(out)]
+    assert [r.id for r in records] == [row["id"] for row in rows(EXAMPLES)]
+    assert {(r.config.max_tokens, r.config.refill) for r in records} == {(300, True)}
+    assert {r.config.anchor for r in records} == {"extractive"}, "left to the server"
+
+    chat = tmp_path / "chat.jsonl"
+    assert asap("jobs", "download", job, "-o", chat, "--layout", "messages").code == 0
+    assert [turn["role"] for turn in rows(chat)[0]["messages"]] == ["user", "assistant"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.jsonl"]
+
+
+def test_bad_lines_are_counted_by_code_with_an_example(asap, server, samples):
+    good = samples.read_text().splitlines()
+    lines = [*good[:2], "{nope", *good[2:], "[[[", '{"question": "q", "cot": "c"}']
+    samples.write_text("\n".join(lines) + "\n")
+    ran = asap("jobs", "submit", samples, "--watch")
+    assert ran.code == 65
+    assert "9 items submitted" in ran.err
+    assert "3 of them are bad lines" in ran.err
+    assert "6 succeeded, 3 failed" in ran.err
+    assert "2 × malformed-json, first at line 3: not JSON at column 2" in ran.err
+    assert "1 × missing-field, line 9: field 'answer'" in ran.err
+
+
+def test_without_watch_the_id_is_all_of_stdout(asap, server, samples):
+    ran = asap("jobs", "submit", samples, "--method", "original")
+    job = ran.out.strip()
+    assert (ran.code, ran.out) == (0, f"{job}\n")
+    assert f"`asap jobs watch {job}`" in ran.err
+    ran = asap("jobs", "watch", job)
+    assert ran.code == 0
+    assert "6 succeeded" in ran.err
+
+
+def test_jobs_are_listed_and_shown(asap, server, samples, monkeypatch):
+    job = asap("jobs", "submit", samples, "--keep-ratio", "0.5", "--watch").out.strip()
+    ran = asap("jobs", "list", "--limit", 1)
+    assert ran.code == 0
+    assert ran.out.splitlines()[1].split()[0] == job
+    assert ran.out.splitlines()[1].split()[-2:] == ["6/6", "0"]
+    assert "--limit shows more" in ran.err
+    ran = asap("jobs", "show", job)
+    assert ran.code == 0
+    for word in (job, "done", "keep_ratio=0.5", "method=asap", "surprisal, succeeded"):
+        assert word in ran.out
+
+
+def test_a_running_job_is_cancelled_and_what_is_done_stays(asap, server, held, tmp_path):
+    ran = asap("jobs", "download", held, "-o", tmp_path / "early.jsonl")
+    assert "0 records written" in ran.err
+    assert "6 items were not finished" in ran.err
+    for _ in range(2):
+        ran = asap("jobs", "cancel", held)
+        assert ran.code == 0
+        assert f"job {held} is cancel" in ran.out
+    server.anchor.open.set()
+    ran = asap("jobs", "watch", held)
+    assert ran.code == 65
+    assert f"job {held} is cancelled" in ran.err
+    assert "6 cancelled" in ran.err
+
+
+def test_failed_items_run_again(asap, server, samples):
+    server.anchor.refuses.set()
+    ran = asap("jobs", "submit", samples, "--watch")
+    job = ran.out.strip()
+    assert ran.code == 65
+    assert "6 × scripted, first at line 1: refused by the ␛[31mtest" in ran.err
+    assert "\x1b[31m" not in ran.err
+    assert "6 × scripted" in asap("jobs", "show", job).out
+    server.anchor.refuses.clear()
+    ran = asap("jobs", "retry", job)
+    assert ran.code == 0
+    assert "6 items run again" in ran.err
+    assert asap("jobs", "watch", job).code == 0
+    assert "no item of the job failed" in asap("jobs", "retry", job).err
+
+
+def test_retry_leaves_a_running_job_alone(asap, server, held):
+    ran = asap("jobs", "retry", held)
+    assert ran.code == 0
+    assert "nothing runs again: the job is " in ran.err
+
+
+def test_a_deleted_job_is_gone(asap, server, samples):
+    job = asap("jobs", "submit", samples, "--method", "original").out.strip()
+    assert asap("jobs", "delete", job).code == 0
+    ran = asap("jobs", "show", job)
+    assert (ran.code, ran.err) == (66, f"asap: there is no job '{job}'\n")
+
+
+@pytest.mark.parametrize("command", ["watch", "show", "cancel", "retry", "delete", "download"])
+@pytest.mark.parametrize("job", ["unknown", "..", "a/b", "a?b"])
+def test_an_unknown_job(asap, server, tmp_path, command, job):
+    out = ["-o", tmp_path / "out.jsonl"] if command == "download" else []
+    ran = asap("jobs", command, job, *out)
+    assert (ran.code, ran.err) == (66, f"asap: there is no job {job!r}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_server(asap, samples, monkeypatch):
+    for command in (["list"], ["submit", samples], ["watch", "x"]):
+        ran = asap("jobs", *command, "--server", "http://127.0.0.1:9")
+        assert ran.code == 69
+        assert ran.err.startswith("asap: no server answers at http://127.0.0.1:9; start one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--server", "localhost:8000"], "must be a URL such as http://"),
+        (["--max-tokens", "0"], "max_tokens: "),
+        (["--set", "nonsense=1"], "'nonsense=1'"),
+        (["--max-tokens", "9", "--keep-ratio", "0.5"], "exactly one of"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_sent(asap, samples, arguments, words):
+    ran = asap("jobs", "submit", samples, *arguments)
+    assert ran.code == 65
+    assert words in ran.err
+
+
+def test_wrong_files(asap, server, samples, tmp_path):
+    assert asap("jobs", "submit", tmp_path / "none.jsonl").code == 66
+    renamed = samples.rename(tmp_path / "in.txt")
+    ran = asap("jobs", "submit", renamed)
+    assert ran.code == 65
+    assert "must end in one of" in ran.err
+    for out in ("out.parquet", "out.jsonl.gz", "out"):
+        assert asap("jobs", "download", "x", "-o", tmp_path / out).code == 65
+
+
+def test_ctrl_c_ends_the_watch_and_not_the_job(server, held):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asap_cli.main", "jobs", "watch", held],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "anchor 0/6" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"job {held} goes on" in err
+    with JobsClient.open(server.url) as client:
+        assert client.job(held).phase in ("queued", "running")
+
+
+def test_the_watch_sees_a_job_that_is_deleted_meanwhile(asap, server, held):
+    with JobsClient.open(server.url) as client:
+        late = threading.Timer(0.7, client.delete, [held])
+        late.start()
+        started = time.monotonic()
+        ran = asap("jobs", "watch", held)
+        late.join()
+    assert ran.code == 66
+    assert "there is no job" in ran.err
+    assert time.monotonic() - started < 20
+
+
+def test_help_imports_no_client():
+    code = (
+        "import sys, asap_cli.main; "
+        "print([m for m in ('httpx', 'tenacity', 'sqlalchemy', 'fastapi') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout.replace("'", '"')) == []

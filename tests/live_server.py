@@ -1,0 +1,86 @@
+"""The embedded server on a free port, in a thread of its own: all is real, and the anchor stage
+does as the test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from asap.errors import InvalidInput
+from asap.types import Record
+from asap_anchor.stage import AnchorStage
+from asap_cli.serve import EmbeddedSettings
+from asap_gateway.app import create_app
+from asap_gateway.service import Gateway
+from asap_runtime.host import StageHost, open_database
+from asap_runtime.queue import MemoryQueue
+from asap_runtime.stage import Done
+from asap_runtime.telemetry import configure_logs
+from asap_surprisal.stage import SurprisalStage
+
+START_S = 30.0
+
+
+class SteeredAnchor(AnchorStage):
+    """Waits while `open` is not set; refuses records while `refuses` is."""
+
+    def __init__(self, settings: EmbeddedSettings) -> None:
+        super().__init__(settings)
+        self.open, self.refuses = threading.Event(), threading.Event()
+        self.open.set()
+
+    async def process(self, record: Record) -> Done:
+        while not self.open.is_set():  # noqa: ASYNC110 - set from another thread
+            await asyncio.sleep(0.01)
+        if self.refuses.is_set():
+            raise InvalidInput("refused by the \x1b[31mtest", code="scripted")
+        return await super().process(record)
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """Where it listens, and the stage that tests steer."""
+
+    url: str
+    anchor: SteeredAnchor
+
+
+@contextmanager
+def live_server(home: Path) -> Iterator[LiveServer]:
+    """Serves with the demo scorer and no LLM while the block runs."""
+    settings = EmbeddedSettings(home=home, telemetry={"log_level": "error"})
+    configure_logs(settings.telemetry)
+    database = open_database(settings)
+    anchor = SteeredAnchor(settings)
+    host = StageHost(
+        database, MemoryQueue(), [anchor, SurprisalStage(settings)], sweep_period_s=0.05
+    )
+    gateway = Gateway(database, host.queue, settings.gateway, defaults={"anchor": "extractive"})
+    app = create_app(gateway, running=lambda: host)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        until = time.monotonic() + START_S
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RuntimeError("the embedded server does not start")
+            time.sleep(0.02)
+        try:
+            yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", anchor)
+        finally:
+            anchor.open.set()
+            server.should_exit = True
+            thread.join(START_S)
+            database.close()
