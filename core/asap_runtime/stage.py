@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from asap.errors import AsapError
 from asap.methods import get_method
 from asap.types import Record
+from asap_runtime.finisher import Finisher
 from asap_runtime.problems import item_problem
 from asap_runtime.queue import LIVE, Message, TaskQueue
 from asap_runtime.store import MAX_BATCH, JobStore
@@ -28,9 +29,8 @@ from asap_runtime.telemetry import (
     STALE_WRITES,
     get_logger,
     span,
-    trace_context,
 )
-from asap_runtime.values import Claimed, ItemProblem
+from asap_runtime.values import Claimed, ItemProblem, Outcome
 
 __all__ = ["Done", "RunnerLimits", "Stage", "StageRunner", "Wait", "next_stage"]
 
@@ -104,8 +104,8 @@ class StageRunner:
         owner: str,
         limits: RunnerLimits | None = None,
     ) -> None:
-        self._stage, self._store, self._sweep = stage, store, sweep
-        self._queue, self._owner = queue, owner
+        self._stage, self._store, self._queue, self._owner = stage, store, queue, owner
+        self._finisher = Finisher(store, sweep, queue)
         self._limits = limits or RunnerLimits()
         # A fifth of the slots is for live items alone: they never wait behind a long job.
         reserved = max(1, stage.concurrency // 5)
@@ -138,25 +138,31 @@ class StageRunner:
         await self._run_claims(claims, message.trace)
 
     async def poll(self, period_s: float) -> None:
-        """Claim without messages while the broker is away, until cancelled: slower, but it goes
-        on.
-        """
+        """Claim without messages while the broker is away, until cancelled."""
         while True:
             await asyncio.sleep(period_s)
             if self._queue.healthy():
                 continue
             limit = min(MAX_BATCH, self._stage.concurrency)
-            claims = await asyncio.to_thread(
-                self._store.claim_next, self._stage.name, self._owner, limit, self._limits.lease_s
-            )
+            try:
+                claims = await asyncio.to_thread(
+                    self._store.claim_next,
+                    self._stage.name,
+                    self._owner,
+                    limit,
+                    self._limits.lease_s,
+                )
+            except AsapError as error:  # the database is away as well
+                self._log.warning("poll.failed", code=error.problem_code)
+                continue
             await self._run_claims(claims, {})
 
     async def _run_claims(self, claims: Sequence[Claimed], trace: dict[str, str]) -> None:
         if not claims:
             return
         with span(f"stage {self._stage.name}", trace, items=len(claims)):
-            running = {claim: asyncio.create_task(self._run_one(claim)) for claim in claims}
-            alive = asyncio.create_task(self._keep_alive(running))
+            running = {claim.id: asyncio.create_task(self._run_one(claim)) for claim in claims}
+            alive = asyncio.create_task(self._keep_alive(claims, running))
             try:
                 await asyncio.wait(running.values())
             except asyncio.CancelledError:
@@ -170,11 +176,13 @@ class StageRunner:
                 with suppress(asyncio.CancelledError):
                     await alive
 
-    async def _keep_alive(self, running: Mapping[Claimed, asyncio.Task[None]]) -> None:
+    async def _keep_alive(
+        self, claims: Sequence[Claimed], running: Mapping[int, asyncio.Task[None]]
+    ) -> None:
         """Extend the leases; stop the work on items that were cancelled or given to others."""
         while True:
             await asyncio.sleep(self._limits.heartbeat_s)
-            open_claims = [claim for claim, task in running.items() if not task.done()]
+            open_claims = [claim for claim in claims if not running[claim.id].done()]
             try:
                 held = await asyncio.to_thread(
                     self._store.heartbeat, open_claims, self._limits.lease_s
@@ -184,7 +192,7 @@ class StageRunner:
                 continue
             for claim in open_claims:
                 if claim.id not in held:
-                    running[claim].cancel()
+                    running[claim.id].cancel()
 
     async def _run_one(self, claim: Claimed) -> None:
         started = asyncio.get_running_loop().time()
@@ -192,60 +200,55 @@ class StageRunner:
             job_id=claim.job_id, item_id=claim.id, stage=self._stage.name, attempt=claim.attempt
         ):
             async with self._live if claim.priority == LIVE else self._batch:
-                outcome, saved = await self._process_and_save(claim)
+                outcome = await self._process(claim)
+            try:
+                saved = await self._finisher.save(outcome)
+            except AsapError as error:  # the database is away: the lease ends, another run follows
+                self._log.warning("item.not_saved", code=error.problem_code)
+                return
             seconds = asyncio.get_running_loop().time() - started
             STAGE_SECONDS.labels(self._stage.name).observe(seconds)
-            ITEMS.labels(self._stage.name, outcome).inc()
+            ITEMS.labels(self._stage.name, outcome.kind).inc()
             if not saved:
                 STALE_WRITES.labels(self._stage.name).inc()
             self._log.info(
-                "item.left_stage", outcome=outcome, saved=saved, seconds=round(seconds, 3)
+                "item.left_stage", outcome=outcome.kind, saved=saved, seconds=round(seconds, 3)
             )
 
-    async def _process_and_save(self, claim: Claimed) -> tuple[str, bool]:
-        """(outcome, whether the fence still held)."""
-        store = self._store
+    async def _process(self, claim: Claimed) -> Outcome:
+        """What the stage made of the item; every error is an outcome."""
         try:
             record = Record.model_validate_json(claim.payload)
             async with asyncio.timeout(self._limits.timeout_s):
                 result = await self._stage.process(record)
         except TimeoutError:
             problem = ItemProblem("upstream-timeout", "the stage took too long")
-            return await self._retry_or_fail(claim, problem, retryable=True)
+            return self._retry_or_fail(claim, problem, retryable=True)
         except AsapError as error:
             retry_after = error.context.get("retry_after_s")
             after_s = float(retry_after) if isinstance(retry_after, int | float) else 0.0
-            return await self._retry_or_fail(
+            return self._retry_or_fail(
                 claim, item_problem(error), retryable=error.retryable, after_s=after_s
             )
-        except Exception:  # a defect of ours: logged whole, shown without a word of it
+        except Exception:  # a defect of ours: logged by its place, shown without a word of it
             self._log.exception("item.crashed")
             problem = ItemProblem("internal-error", "an error of ours; the log has it")
-            return "failed", await asyncio.to_thread(store.fail, claim, problem)
+            return Outcome.fail(claim, problem)
         payload = result.record.model_dump_json().encode()
         if isinstance(result, Wait):
-            return "waiting", await asyncio.to_thread(store.wait, claim, payload, result.seconds)
-        following = next_stage(result.record, self._stage.name)
-        saved = await asyncio.to_thread(store.advance, claim, payload, following)
-        if saved and following is not None:
-            # The row is due already: a message that is lost here is published by the sweeper.
-            message = Message(following, (str(claim.id),), claim.priority, trace_context())
-            if self._queue.publish(message):
-                await asyncio.to_thread(self._sweep.mark_published, [claim.due()])
-        return "done", saved
+            return Outcome.wait(claim, payload, result.seconds)
+        return Outcome.done(claim, payload, next_stage(result.record, self._stage.name))
 
-    async def _retry_or_fail(
+    def _retry_or_fail(
         self,
         claim: Claimed,
         problem: ItemProblem,
         *,
         retryable: bool,
         after_s: float = 0.0,
-    ) -> tuple[str, bool]:
+    ) -> Outcome:
         limits = self._limits
         if not retryable or claim.attempt + 1 >= limits.max_attempts:
-            return "failed", await asyncio.to_thread(self._store.fail, claim, problem)
+            return Outcome.fail(claim, problem)
         ceiling = min(limits.backoff_cap_s, limits.backoff_base_s * 2**claim.attempt)
-        delay_s = max(after_s, random.uniform(0, ceiling))
-        saved = await asyncio.to_thread(self._store.retry, claim, problem, delay_s)
-        return "retried", saved
+        return Outcome.retry(claim, problem, max(after_s, random.uniform(0, ceiling)))

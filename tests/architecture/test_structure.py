@@ -20,13 +20,17 @@ PACKAGES = {
 MODULES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).glob("*.py"))]
 # Tested through the module that calls them; a file of their own would repeat its tests.
 THROUGH = {
-    "errors": "test_problems", "ports": "test_coarse",
+    "errors": "test_problems",
+    "ports": "test_coarse",
     "batching": "test_scorer", "forward": "test_scorer", "loading": "test_scorer",
     "model_files": "test_scorer", "sequence": "test_scorer", "tokenization": "test_scorer",
     "engines": "test_prune", "input": "test_prune", "options": "test_prune",
-    "host": "test_stage", "sweeper": "test_stage", "telemetry": "test_stage",
-    "service": "test_jobs", "events": "test_jobs", "upload": "test_jobs", "body_limit": "test_jobs",
-    "serve": "test_cluster", "progress": "test_prune", "report": "test_prune", "main": "test_prune",
+    "progress": "test_prune", "report": "test_prune", "main": "test_prune",
+    "host": "test_stage", "finisher": "test_stage", "sweeper": "test_stage",
+    "telemetry": "test_stage",
+    "service": "test_jobs", "events": "test_jobs", "upload": "test_jobs",
+    "body_limit": "test_jobs",
+    "serve": "test_cluster",
 }  # fmt: skip
 
 
