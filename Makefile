@@ -45,6 +45,7 @@ bench: install-dev  ## all benchmarks, each a table with ratios
 	$(BIN)/python benchmarks/stage1.py
 	$(BIN)/python benchmarks/codesplit.py
 	$(BIN)/python benchmarks/scorer.py
+	$(BIN)/python benchmarks/throughput.py
 
 clean:  ## remove the environment and what runs leave behind
 	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

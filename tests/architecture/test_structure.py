@@ -30,7 +30,7 @@ THROUGH = {
     "telemetry": "test_stage",
     "service": "test_jobs", "events": "test_jobs", "upload": "test_jobs",
     "body_limit": "test_jobs",
-    "serve": "test_cluster",
+    "serve": "test_serve",
 }  # fmt: skip
 
 
