@@ -1,6 +1,6 @@
 # The one door to every task. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo check test test-fast bench clean
+.PHONY: help install install-dev demo check test test-fast chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +38,9 @@ test: install-dev  ## the whole suite, with the real vLLM
 
 test-fast: install-dev  ## what takes seconds: no engines, no slow tests
 	$(BIN)/python -m pytest -m "not contract and not slow"
+
+chaos: install-dev  ## kill workers, gateway, broker and database under a job of 2,000 items
+	$(BIN)/python tests/faults/chaos.py
 
 bench: install-dev  ## all benchmarks, each a table with ratios
 	$(BIN)/python benchmarks/gestalt.py

@@ -1,0 +1,121 @@
+"""The platform as processes of its own on real servers, for tests that kill them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "triples.jsonl"
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    """Processes of `asap`, restarted by name."""
+
+    def __init__(self, folder, database, broker, llm):
+        self.folder = folder
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("ASAP_")},
+            "ASAP_HOME": str(folder),
+            "ASAP_DATABASE__URL": database,
+            "ASAP_QUEUE__URL": broker,
+            "ASAP_LLM__BASE_URL": llm,
+            "ASAP_LLM__MODEL": "scripted",
+            "ASAP_LLM__CONCURRENCY": "8",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.processes = {}
+
+    def start(self, name, *command):
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "asap_cli.main", *command],
+                env=self._environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+
+    def commands(self):
+        """Name to command of every process."""
+        return {
+            "gateway": ("gateway", "--port", str(self.port)),
+            "anchor-1": ("worker", "anchor"),
+            "anchor-2": ("worker", "anchor"),
+            "surprisal-1": ("worker", "surprisal"),
+            "surprisal-2": ("worker", "surprisal"),
+        }
+
+    def start_all(self):
+        for name, command in self.commands().items():
+            self.start(name, *command)
+            if name == "gateway":
+                self.wait_ready()  # it brings the schema; the others would do so, too
+
+    def wait_ready(self):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError((self.folder / "gateway.log").read_text()[-2000:])
+
+    def signal(self, name, number):
+        process = self.processes[name]
+        process.send_signal(number)
+        return process.wait(20)
+
+    def stop(self):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def finished(self, job, seconds=150):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                state = httpx.get(f"{self.url}/jobs/{job}").json()
+                if state.get("phase") == "done":
+                    return state
+            time.sleep(0.2)
+        logs = "\n".join(p.read_text()[-800:] for p in self.folder.glob("*.log"))
+        raise AssertionError(f"{state}\n{logs}")
+
+
+def submit(cluster, count):
+    rows = [json.loads(line) for line in EXAMPLES.read_text().splitlines()]
+    short = sorted(rows, key=lambda row: len(row["cot"]))[:8]
+    triples = [
+        {
+            "id": str(i),
+            "question": f"{i} {row['question']}",
+            "cot": row["cot"],
+            "answer": row["answer"],
+        }
+        for i, row in ((i, short[i % len(short)]) for i in range(count))
+    ]
+    body = {"triples": triples, "config": {"protocol": "select", "max_tokens": 40}}
+    answer = httpx.post(f"{cluster.url}/jobs", json=body, timeout=30)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def results(cluster, job):
+    text = httpx.get(f"{cluster.url}/jobs/{job}/result", timeout=60).text
+    return [json.loads(line) for line in text.splitlines()]
