@@ -22,8 +22,8 @@ MODULES = [path for package in PACKAGES for path in sorted((REPOSITORY / package
 THROUGH = {
     "errors": "test_problems",
     "ports": "test_coarse",
-    "batching": "test_scorer", "forward": "test_scorer", "loading": "test_scorer",
-    "model_files": "test_scorer", "sequence": "test_scorer", "tokenization": "test_scorer",
+    "batching": "test_scorer", "forward": "test_scorer", "loading": "test_loading",
+    "model_files": "test_loading", "sequence": "test_scorer", "tokenization": "test_scorer",
     "engines": "test_prune", "input": "test_prune", "options": "test_prune",
     "progress": "test_prune", "report": "test_prune", "main": "test_prune",
     "host": "test_stage", "finisher": "test_stage", "sweeper": "test_stage",
