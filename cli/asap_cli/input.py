@@ -16,7 +16,7 @@ from asap.errors import AsapError, InvalidInput
 from asap.types import Triple
 from asap_cli.terminal import printable
 from asap_runtime.datasets import Line, read_lines
-from asap_runtime.schemas import SCHEMAS, Schema, detect_schema, to_triple
+from asap_runtime.schemas import SCHEMAS, Schema, detect_schema, read_triples, to_triple
 
 PEEK = 32
 """Lines read ahead to detect the schema."""
@@ -56,15 +56,7 @@ class Source:
 
     def triples(self) -> Iterator[tuple[int, Triple | AsapError]]:
         """(line number, triple or what is wrong with the line), once, in order."""
-        for line in chain(self._head, self._rest):
-            if line.row is None:
-                assert line.error is not None
-                yield line.number, line.error
-                continue
-            try:
-                yield line.number, to_triple(line.row, self.schema)
-            except InvalidInput as error:
-                yield line.number, error
+        return read_triples(chain(self._head, self._rest), self.schema)
 
     def introduce(self, console: Console, *, ask: bool) -> None:
         """Show the schema with three samples; on a terminal, ask whether it is right."""

@@ -9,18 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from asap.config import ScoreName
 from asap.errors import AsapError
+from asap.steps import Split
 from asap_cli.jobs import jobs_app
 from asap_cli.options import (
     Device,
     Method,
     PruneOptions,
-    SchemaName,
-    ScoreChoice,
-    SplitChoice,
 )
 from asap_runtime.layouts import Layout
 from asap_runtime.problems import problem_of
+from asap_runtime.schemas import Schema
 
 app = typer.Typer(
     name="asap",
@@ -60,10 +60,10 @@ def prune(
         typer.Option(help="Stage 1: rewrite (the paper's) or select (numbers of steps)."),
     ] = None,
     split: Annotated[
-        SplitChoice | None, typer.Option(help="Where steps end: safe, code or paper.")
+        Split | None, typer.Option(help="Where steps end: safe, code or paper.")
     ] = None,
     score: Annotated[
-        ScoreChoice | None, typer.Option(help="Stage 2: which score ranks steps.")
+        ScoreName | None, typer.Option(help="Stage 2: which score ranks steps.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -101,7 +101,7 @@ def prune(
         Layout, typer.Option(help="record (everything), messages (for SFT) or triple.")
     ] = "record",
     schema: Annotated[
-        SchemaName | None, typer.Option(help="Fields of IN, when detection is wrong.")
+        Schema | None, typer.Option(help="Fields of IN, when detection is wrong.")
     ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(envvar="ASAP_CACHE_DIR", help="Where LLM replies are kept.")

@@ -20,11 +20,6 @@ from asap_runtime.layouts import Layout
 from asap_runtime.schemas import Schema
 
 Method = Literal["asap", "asap_stage1", "asap_stage2", "direct", "random", "truncate", "original"]
-SplitChoice = Literal["safe", "code", "paper"]
-ScoreChoice = Literal[
-    "first_token_surprisal", "first_token_entropy", "mean_surprisal", "step_entropy"
-]
-SchemaName = Schema
 Device = Literal["auto", "cpu", "cuda"]
 
 

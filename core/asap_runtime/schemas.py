@@ -5,16 +5,17 @@ twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from asap.errors import InvalidInput
+from asap.errors import AsapError, InvalidInput
 from asap.thinking import CLOSE, OPEN, parse_generation
 from asap.types import Record, Triple
+from asap_runtime.datasets import Line
 
-__all__ = ["SCHEMAS", "Schema", "detect_schema", "to_triple"]
+__all__ = ["SCHEMAS", "Schema", "detect_schema", "read_triples", "to_triple"]
 
 Schema = Literal["triple", "reasoning_content", "generation", "messages", "record"]
 SCHEMAS: dict[Schema, str] = {
@@ -56,6 +57,19 @@ def _schema_of(row: Row) -> Schema | None:
     if isinstance(row.get("messages"), list | tuple):
         return "messages"
     return None
+
+
+def read_triples(lines: Iterable[Line], schema: Schema) -> Iterator[tuple[int, Triple | AsapError]]:
+    """(line number, triple or what is wrong with the line) for each line, in order."""
+    for line in lines:
+        if line.row is None:
+            assert line.error is not None
+            yield line.number, line.error
+            continue
+        try:
+            yield line.number, to_triple(line.row, schema)
+        except InvalidInput as error:
+            yield line.number, error
 
 
 def to_triple(row: Row, schema: Schema) -> Triple:

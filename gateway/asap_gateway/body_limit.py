@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from asap_gateway.errors import answer, problem
 from asap_gateway.settings import GatewayLimits
 
 __all__ = ["BodyLimit"]
@@ -50,16 +50,6 @@ class BodyLimit:
         with suppress(_TooLarge):
             await self._app(scope, counted, unless_refused)
         if refused:
-            await _refusal(scope["path"], limit)(scope, receive, send)
-
-
-def _refusal(path: str, limit: int) -> JSONResponse:
-    problem = {
-        "type": "urn:asap:problem:payload-too-large",
-        "title": "Payload too large",
-        "status": 413,
-        "detail": f"the body is larger than {limit} bytes",
-        "code": "payload-too-large",
-        "instance": path,
-    }
-    return JSONResponse(problem, status_code=413, media_type="application/problem+json")
+            detail = f"the body is larger than {limit} bytes"
+            members = problem(413, "payload-too-large", "Payload too large", detail)
+            await answer(scope["path"], members)(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,14 @@ from asap_runtime.problems import PROBLEMS, describe
 from asap_runtime.telemetry import get_logger
 from asap_runtime.values import ItemProblem
 
-__all__ = ["PROBLEM_RESPONSES", "install_handlers", "pointer", "problem_response"]
+__all__ = [
+    "PROBLEM_RESPONSES",
+    "answer",
+    "install_handlers",
+    "pointer",
+    "problem",
+    "problem_response",
+]
 
 MEDIA_TYPE = "application/problem+json"
 _HTTP = {
@@ -61,32 +69,25 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(AsapError)
     async def on_asap_error(request: Request, error: AsapError) -> JSONResponse:
-        return _answer(request, describe(error))
+        return answer(request.url.path, describe(error))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        if any(problem["type"] == "json_invalid" for problem in error.errors()):
-            return _answer(request, _problem(400, "the body is no JSON"))
+        if any(wrong["type"] == "json_invalid" for wrong in error.errors()):
+            return answer(request.url.path, _http_problem(400, "the body is no JSON"))
         errors = [
             # never the value: it may be a CoT
-            {"pointer": pointer(tuple(problem["loc"][1:])), "detail": problem["msg"]}
-            for problem in error.errors()
+            {"pointer": pointer(tuple(wrong["loc"][1:])), "detail": wrong["msg"]}
+            for wrong in error.errors()
         ]
         first = errors[0]
         detail = f"{first['pointer'] or 'the request'}: {first['detail']}"
-        problem = {
-            "type": "urn:asap:problem:invalid-input",
-            "title": "Invalid input",
-            "status": 422,
-            "detail": detail,
-            "code": "invalid-input",
-            "errors": errors,
-        }
-        return _answer(request, problem)
+        members = problem(422, "invalid-input", "Invalid input", detail)
+        return answer(request.url.path, {**members, "errors": errors})
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        response = _answer(request, _problem(error.status_code, str(error.detail)))
+        response = answer(request.url.path, _http_problem(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
         if error.status_code == 405:  # the framework names the methods of one route only
             response.headers["Allow"] = ", ".join(_methods(app, request))
@@ -95,7 +96,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         get_logger().error("request.crashed", path=request.url.path, exc_info=error)
-        return _answer(request, describe(AsapError("an error of ours; the log has it")))
+        return answer(request.url.path, describe(AsapError("an error of ours; the log has it")))
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
@@ -111,24 +112,16 @@ def _methods(app: FastAPI, request: Request) -> list[str]:
     return sorted(allowed)
 
 
-def problem_response(request: Request, problem: ItemProblem | None) -> JSONResponse:
+def problem_response(request: Request, stored: ItemProblem | None) -> JSONResponse:
     """An item's stored problem as the answer of the request that waited for it."""
-    code = problem.code if problem is not None else "internal-error"
+    code = stored.code if stored is not None else "internal-error"
+    detail = stored.detail if stored is not None else "the item has no result"
     status, title = _ITEM_STATUS.get(code, (500, "Internal error"))
-    return _answer(
-        request,
-        {
-            "type": f"urn:asap:problem:{code}",
-            "title": title,
-            "status": status,
-            "detail": problem.detail if problem is not None else "the item has no result",
-            "code": code,
-        },
-    )
+    return answer(request.url.path, problem(status, code, title, detail))
 
 
-def _problem(status: int, detail: str) -> dict[str, object]:
-    code, title = _HTTP.get(status, ("internal-error", "Error"))
+def problem(status: int, code: str, title: str, detail: str) -> dict[str, object]:
+    """The members of a problem that every one has."""
     return {
         "type": f"urn:asap:problem:{code}",
         "title": title,
@@ -138,12 +131,18 @@ def _problem(status: int, detail: str) -> dict[str, object]:
     }
 
 
-def _answer(request: Request, problem: dict[str, object]) -> JSONResponse:
+def answer(path: str, members: Mapping[str, object]) -> JSONResponse:
+    """A problem as the answer to a request for `path`."""
     headers = {}
-    retry_after = problem.get("retry_after_s")
+    retry_after = members.get("retry_after_s")
     if isinstance(retry_after, int | float):
         headers["Retry-After"] = str(max(1, round(retry_after)))
-    status = problem["status"]
+    status = members["status"]
     assert isinstance(status, int)
-    content = {**problem, "instance": request.url.path}
+    content = {**members, "instance": path}
     return JSONResponse(content, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _http_problem(status: int, detail: str) -> dict[str, object]:
+    code, title = _HTTP.get(status, ("internal-error", "Error"))
+    return problem(status, code, title, detail)

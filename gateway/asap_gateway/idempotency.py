@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asap_gateway.body_limit import UPLOAD
+from asap_gateway.errors import answer, problem
 from asap_runtime.idempotency import First, IdempotencyKeys, InProgress, Replay
 
 __all__ = ["Idempotency"]
@@ -122,12 +123,4 @@ def _unpack(packed: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def _refusal(scope: Scope, status: int, code: str, detail: str) -> JSONResponse:
-    problem = {
-        "type": f"urn:asap:problem:{code}",
-        "title": "Idempotency",
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "instance": scope["path"],
-    }
-    return JSONResponse(problem, status_code=status, media_type="application/problem+json")
+    return answer(scope["path"], problem(status, code, "Idempotency", detail))

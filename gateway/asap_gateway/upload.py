@@ -6,18 +6,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from fastapi import UploadFile
 
 from asap.config import PruneConfig
-from asap.errors import AsapError, InvalidInput
-from asap.types import Triple
+from asap.errors import InvalidInput
 from asap_gateway.service import Gateway
-from asap_runtime.datasets import Line, read_lines
-from asap_runtime.schemas import Schema, detect_schema, to_triple
+from asap_runtime.datasets import read_lines
+from asap_runtime.schemas import detect_schema, read_triples
 
 __all__ = ["submit_upload"]
 
@@ -43,16 +41,4 @@ def submit_upload(gateway: Gateway, file: UploadFile, config: PruneConfig) -> st
         schema = detect_schema([line.row for line in head if line.row is not None])
         if schema is None:
             raise InvalidInput("the file holds no line with a known schema")
-        return gateway.submit_lines(_triples(chain(head, lines), schema), config)
-
-
-def _triples(lines: Iterator[Line], schema: Schema) -> Iterator[tuple[int, Triple | AsapError]]:
-    for line in lines:
-        if line.row is None:
-            assert line.error is not None
-            yield line.number, line.error
-            continue
-        try:
-            yield line.number, to_triple(line.row, schema)
-        except InvalidInput as error:
-            yield line.number, error
+        return gateway.submit_lines(read_triples(chain(head, lines), schema), config)
