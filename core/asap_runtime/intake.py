@@ -79,12 +79,13 @@ class JobIntake:
         added = 0
         while batch := list(islice(source, BATCH)):
             with self._database.write() as connection:
-                priority = _open_job(connection, job_id)
+                tenant, priority = _open_job(connection, job_id)
                 start = _next_position(connection, job_id)
                 taken = _taken(connection, job_id, batch)
                 rows = []
                 for position, item in enumerate(batch, start):
-                    rows.append(_row(job_id, position, priority, _checked(item, taken)))
+                    row = _row(position, _checked(item, taken))
+                    rows.append({"job_id": job_id, "tenant": tenant, "priority": priority, **row})
                 connection.execute(insert(items), rows)
                 connection.execute(
                     update(items)
@@ -122,10 +123,10 @@ class JobIntake:
             return connection.execute(statement).rowcount == 1
 
 
-def _open_job(connection: Connection, job_id: str) -> int:
-    """The priority of a job that still takes items; it cannot be cancelled meanwhile."""
-    priority = connection.execute(
-        select(jobs.c.priority)
+def _open_job(connection: Connection, job_id: str) -> tuple[str, int]:
+    """Tenant and priority of a job that still takes items; it cannot be cancelled meanwhile."""
+    row = connection.execute(
+        select(jobs.c.tenant, jobs.c.priority)
         .where(
             jobs.c.id == job_id,
             jobs.c.ingested_at.is_(None),
@@ -133,13 +134,13 @@ def _open_job(connection: Connection, job_id: str) -> int:
             jobs.c.cancelled_at.is_(None),
         )
         .with_for_update(read=True)
-    ).scalar()
-    if priority is None:
+    ).one_or_none()
+    if row is None:
         raise InvalidInput(
             f"job {job_id} takes no more items: it is complete, stopped or deleted",
             code="job-finished",
         )
-    return int(priority)
+    return row.tenant, row.priority
 
 
 def _next_position(connection: Connection, job_id: str) -> int:
@@ -173,18 +174,16 @@ def _checked(item: NewItem, taken: set[str]) -> NewItem:
     return NewItem(item.line, item.stage, item.payload, problem=problem)
 
 
-def _row(job_id: str, position: int, priority: int, item: NewItem) -> dict[str, object]:
+def _row(position: int, item: NewItem) -> dict[str, object]:
     status = "queued"
     if item.problem is not None:
         status = "failed"
     elif item.stage is None:
         status = "succeeded"
     return {
-        "job_id": job_id,
         "position": position,
         "stage": item.stage,
         "status": status,
-        "priority": priority,
         "attempt": 0,
         "fence": 0,
         "not_before": 0,

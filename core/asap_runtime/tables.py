@@ -1,6 +1,7 @@
 """The tables of the job store, for SQLite and PostgreSQL alike. Knows no engine and no query.
 
-Times are integer microseconds since the epoch, always computed by the database. Statuses, stages
+Times are integer microseconds since the epoch, always computed by the database; money is integer
+millionths of a US dollar. Statuses, stages
 and the index that serves each question are those of the delivery rules: the item row is the truth,
 a message is a hint.
 """
@@ -24,7 +25,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import TextClause
 
-__all__ = ["FINAL", "OPEN", "ItemStatus", "idempotency", "items", "jobs", "metadata", "problems"]
+__all__ = [
+    "FINAL",
+    "OPEN",
+    "ItemStatus",
+    "api_keys",
+    "audit",
+    "deliveries",
+    "idempotency",
+    "items",
+    "jobs",
+    "metadata",
+    "problems",
+]
 
 ItemStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 OPEN: Final[tuple[ItemStatus, ...]] = ("queued", "running")
@@ -57,6 +70,11 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("trace", String(128)),
     Column("problem", Text),
+    Column("webhook", Text),  # where the end of the job is reported
+    Column("source", Text),  # JSON: the blob that holds the lines, until they are taken in
+    Column("intake_until", _MICROSECONDS),  # lease of the process that takes them in
+    Column("cost", BigInteger, nullable=False, server_default="0"),
+    Column("cost_cap", BigInteger),
     # Facts, each set once; the phase is derived from them and from the items.
     Column("created_at", _MICROSECONDS, nullable=False),
     Column("ingested_at", _MICROSECONDS),
@@ -67,6 +85,11 @@ jobs = Table(
     Index("ix_jobs_tenant", "tenant", "created_at", "id"),
     _partial("ix_jobs_unfinished", "created_at", where="finished_at IS NULL"),
     Index("ix_jobs_finished", "finished_at"),
+    _partial(
+        "ix_jobs_intake",
+        "intake_until",
+        where="source IS NOT NULL AND ingested_at IS NULL AND finished_at IS NULL",
+    ),
 )
 
 items = Table(
@@ -74,6 +97,7 @@ items = Table(
     metadata,
     Column("id", _ROW_ID, primary_key=True),
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("tenant", String(64), nullable=False),  # the job's, for turns between tenants
     Column("position", Integer, nullable=False),
     Column("stage", String(32)),
     Column("status", String(16), nullable=False),
@@ -89,13 +113,16 @@ items = Table(
     Column("line", Integer, nullable=False),
     Column("custom_id", String(512)),
     Column("content_hash", String(64)),
+    Column("cost", BigInteger, nullable=False, server_default="0"),
     Column("problem_code", String(64)),
     # Last, so that SQLite reads the rest of a row without its overflow pages.
     Column("problem", Text),
     Column("payload", LargeBinary),
     Index("ix_items_position", "job_id", "position", unique=True),
     Index("ix_items_counts", "job_id", "status", "stage"),
-    _partial("ix_items_ready", "stage", "priority", "position", where="status = 'queued'"),
+    _partial(
+        "ix_items_ready", "stage", "priority", "tenant", "position", where="status = 'queued'"
+    ),
     _partial("ix_items_leases", "lease_until", "stage", where="status = 'running'"),
     _partial(
         "ix_items_published",
@@ -135,4 +162,46 @@ idempotency = Table(
     Column("status", Integer),
     Column("body", LargeBinary),
     Index("ix_idempotency_created", "created_at"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("not_before", _MICROSECONDS, nullable=False),
+    Column("ended_at", _MICROSECONDS),
+    Column("outcome", String(64)),
+    _partial("ix_deliveries_due", "not_before", where="ended_at IS NULL"),
+    comment="Webhooks of finished jobs: one row, written with the end of the job.",
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", _MICROSECONDS, nullable=False),
+    Column("expires_at", _MICROSECONDS),
+    Column("revoked_at", _MICROSECONDS),
+    Column("last_used_at", _MICROSECONDS),
+    Index("ix_api_keys_tenant", "tenant", "created_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("at", _MICROSECONDS, nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("object", String(128), nullable=False),
+    Column("result", String(64), nullable=False),
+    Column("request_id", String(64)),
+    Index("ix_audit_at", "at"),
+    comment="Who did what; rows are added and, after their time, removed, never changed.",
 )

@@ -1,4 +1,4 @@
-"""Jobs, items, past problems and idempotency keys.
+"""Jobs, items, past problems, idempotency keys, webhook deliveries, API keys and the audit trail.
 
 Written out, not built from the metadata: a migration says what the schema was on its day.
 """
@@ -22,6 +22,9 @@ def upgrade() -> None:
     _create_items()
     _create_problems()
     _create_idempotency()
+    _create_deliveries()
+    _create_api_keys()
+    _create_audit()
     if op.get_bind().dialect.name == "postgresql":
         # Every item is updated several times in its life; vacuum after 2 % of dead rows, not 20 %.
         op.execute(
@@ -40,6 +43,11 @@ def _create_jobs() -> None:
         sa.Column("priority", sa.Integer, nullable=False),
         sa.Column("trace", sa.String(128)),
         sa.Column("problem", sa.Text),
+        sa.Column("webhook", sa.Text),
+        sa.Column("source", sa.Text),
+        sa.Column("intake_until", sa.BigInteger),
+        sa.Column("cost", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("cost_cap", sa.BigInteger),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("ingested_at", sa.BigInteger),
         sa.Column("rejected_at", sa.BigInteger),
@@ -51,6 +59,12 @@ def _create_jobs() -> None:
     op.create_index("ix_jobs_tenant", "jobs", ["tenant", "created_at", "id"])
     _create_partial_index("ix_jobs_unfinished", "jobs", ["created_at"], "finished_at IS NULL")
     op.create_index("ix_jobs_finished", "jobs", ["finished_at"])
+    _create_partial_index(
+        "ix_jobs_intake",
+        "jobs",
+        ["intake_until"],
+        "source IS NOT NULL AND ingested_at IS NULL AND finished_at IS NULL",
+    )
 
 
 def _create_items() -> None:
@@ -58,6 +72,7 @@ def _create_items() -> None:
         "items",
         sa.Column("id", _ROW_ID, nullable=False),
         sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
         sa.Column("position", sa.Integer, nullable=False),
         sa.Column("stage", sa.String(32)),
         sa.Column("status", sa.String(16), nullable=False),
@@ -73,6 +88,7 @@ def _create_items() -> None:
         sa.Column("line", sa.Integer, nullable=False),
         sa.Column("custom_id", sa.String(512)),
         sa.Column("content_hash", sa.String(64)),
+        sa.Column("cost", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("problem_code", sa.String(64)),
         sa.Column("problem", sa.Text),
         sa.Column("payload", sa.LargeBinary),
@@ -85,7 +101,9 @@ def _create_items() -> None:
     op.create_index("ix_items_position", "items", ["job_id", "position"], unique=True)
     op.create_index("ix_items_counts", "items", ["job_id", "status", "stage"])
     queued = "status = 'queued'"
-    _create_partial_index("ix_items_ready", "items", ["stage", "priority", "position"], queued)
+    _create_partial_index(
+        "ix_items_ready", "items", ["stage", "priority", "tenant", "position"], queued
+    )
     _create_partial_index(
         "ix_items_leases", "items", ["lease_until", "stage"], "status = 'running'"
     )
@@ -131,6 +149,57 @@ def _create_idempotency() -> None:
         sa.PrimaryKeyConstraint("tenant", "key", name="pk_idempotency"),
     )
     op.create_index("ix_idempotency_created", "idempotency", ["created_at"])
+
+
+def _create_deliveries() -> None:
+    op.create_table(
+        "deliveries",
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("not_before", sa.BigInteger, nullable=False),
+        sa.Column("ended_at", sa.BigInteger),
+        sa.Column("outcome", sa.String(64)),
+        sa.PrimaryKeyConstraint("job_id", name="pk_deliveries"),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name="fk_deliveries_job_id", ondelete="CASCADE"
+        ),
+        comment="Webhooks of finished jobs: one row, written with the end of the job.",
+    )
+    _create_partial_index("ix_deliveries_due", "deliveries", ["not_before"], "ended_at IS NULL")
+
+
+def _create_api_keys() -> None:
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.String(16), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("secret_hash", sa.String(64), nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", sa.BigInteger),
+        sa.Column("revoked_at", sa.BigInteger),
+        sa.Column("last_used_at", sa.BigInteger),
+        sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
+    )
+    op.create_index("ix_api_keys_tenant", "api_keys", ["tenant", "created_at"])
+
+
+def _create_audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("id", _ROW_ID, nullable=False),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("actor", sa.String(64), nullable=False),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("object", sa.String(128), nullable=False),
+        sa.Column("result", sa.String(64), nullable=False),
+        sa.Column("request_id", sa.String(64)),
+        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+        comment="Who did what; rows are added and, after their time, removed, never changed.",
+    )
+    op.create_index("ix_audit_at", "audit", ["at"])
 
 
 def _create_partial_index(
