@@ -99,7 +99,7 @@ class JobsClient:
             request = self._http.build_request(
                 "POST",
                 "jobs/upload",
-                data={"config": json.dumps(dict(config))},
+                data={"options": json.dumps({"config": dict(config)})},
                 files={"file": (path.name, stream)},
                 timeout=self._upload_timeout,
             )

@@ -17,7 +17,7 @@ from asap_gateway import events, jobs, prune
 from asap_gateway.body_limit import BodyLimit
 from asap_gateway.errors import install_handlers
 from asap_gateway.idempotency import Idempotency
-from asap_gateway.service import TENANT, Gateway
+from asap_gateway.service import Gateway
 
 __all__ = ["create_app"]
 
@@ -74,6 +74,6 @@ def create_app(
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     # the one added last stands first: sizes are checked before keys are looked at
-    app.add_middleware(Idempotency, keys=gateway.keys, tenant=TENANT)
+    app.add_middleware(Idempotency, gateway=gateway)
     app.add_middleware(BodyLimit, limits=gateway.limits)
     return app

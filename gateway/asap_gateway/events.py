@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES
 from asap_gateway.schemas import JobBody
 from asap_gateway.service import Gateway, get_gateway
@@ -27,6 +28,7 @@ ENDED = frozenset({"done", "cancelled", "rejected", "expired"})
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def follow_job(
     job_id: str,
+    caller: Caller,
     gateway: Annotated[Gateway, Depends(get_gateway)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> EventSourceResponse:
@@ -35,12 +37,12 @@ async def follow_job(
     Each event is the whole state and its id is a hash of it: a client that comes back with
     Last-Event-ID gets the next change, and has missed nothing that matters.
     """
-    first = await asyncio.to_thread(gateway.job, job_id)
-    return EventSourceResponse(_events(gateway, first, last_event_id))
+    first = await asyncio.to_thread(gateway.job, caller.tenant, job_id)
+    return EventSourceResponse(_events(gateway, caller.tenant, first, last_event_id))
 
 
 async def _events(
-    gateway: Gateway, job: JobBody, seen: str | None
+    gateway: Gateway, tenant: str, job: JobBody, seen: str | None
 ) -> AsyncIterator[ServerSentEvent]:
     started, done_before = time.monotonic(), _finished(job)
     while True:
@@ -59,7 +61,7 @@ async def _events(
         if ended:
             return
         await asyncio.sleep(PERIOD_S)
-        job = await asyncio.to_thread(gateway.job, job.id)
+        job = await asyncio.to_thread(gateway.job, tenant, job.id)
 
 
 def _key(job: JobBody) -> str:

@@ -9,29 +9,40 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Mapping
 
+from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from asap_gateway.auth import get_principal
 from asap_gateway.body_limit import UPLOAD
 from asap_gateway.errors import answer, problem
-from asap_runtime.idempotency import First, IdempotencyKeys, InProgress, Replay
+from asap_gateway.service import Gateway
+from asap_runtime.idempotency import First, IdempotencyKeys, InProgress, Mismatch, Replay
 
-__all__ = ["Idempotency"]
+__all__ = ["Idempotency", "idempotency_key", "repetition", "store"]
 
 HEADER = "idempotency-key"
+STATE = "idempotency_key"
 LONGEST_KEY = 255
 KEPT_HEADERS = ("content-type", "location")
 NOT_STORED = frozenset({400, 413, 422, 429, 500, 503})
 """Refusals: the repetition is a request of its own."""
 
 
-class Idempotency:
-    """ASGI middleware over the table of keys."""
+def idempotency_key(request: Request) -> str | None:
+    """The key of this request, once the middleware has found it to be the first with it."""
+    key: str | None = getattr(request.state, STATE, None)
+    return key
 
-    def __init__(self, app: ASGIApp, keys: IdempotencyKeys, tenant: str) -> None:
-        self._app, self._keys, self._tenant = app, keys, tenant
+
+class Idempotency:
+    """ASGI middleware over the table of keys; stands behind authentication."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._gateway, self._keys = app, gateway, gateway.idempotency
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, replay, or refuse."""
@@ -42,32 +53,23 @@ class Idempotency:
             await self._app(scope, receive, send)
             return
         if not 1 <= len(key) <= LONGEST_KEY:
-            await _refusal(scope, 422, "invalid-input", "Idempotency-Key has 1 to 255 characters")(
-                scope, receive, send
-            )
+            await _refusal(
+                scope["path"], 422, "invalid-input", "Idempotency-Key has 1 to 255 characters"
+            )(scope, receive, send)
             return
+        tenant = get_principal(Request(scope)).tenant
         body = await _read(receive)
         request_hash = hashlib.sha256(
             f"POST {scope['path']}\n".encode() + _canonical(body)
         ).hexdigest()
-        who = await asyncio.to_thread(self._keys.remember, self._tenant, key, request_hash)
+        who = await asyncio.to_thread(self._keys.remember, tenant, key, request_hash)
         if isinstance(who, First):
-            await self._first(scope, body, send, key)
-        elif isinstance(who, Replay):
-            headers, content = _unpack(who.body)
-            headers["Idempotent-Replayed"] = "true"
-            await Response(content, who.status, headers)(scope, receive, send)
-        elif isinstance(who, InProgress):
-            refusal = _refusal(
-                scope, 409, "idempotency-in-progress", "this request is being worked on"
-            )
-            refusal.headers["Retry-After"] = "2"
-            await refusal(scope, receive, send)
+            await self._first(scope, body, send, tenant, key)
         else:
-            detail = "this key belongs to another request; use a new one"
-            await _refusal(scope, 409, "idempotency-mismatch", detail)(scope, receive, send)
+            again = await asyncio.to_thread(repetition, self._gateway, tenant, scope["path"], who)
+            await again(scope, receive, send)
 
-    async def _first(self, scope: Scope, body: bytes, send: Send, key: str) -> None:
+    async def _first(self, scope: Scope, body: bytes, send: Send, tenant: str, key: str) -> None:
         sent = False
 
         async def receive_again() -> Message:
@@ -88,16 +90,49 @@ class Idempotency:
             content += message.get("body", b"")
             await send(message)
 
+        state = {**scope.get("state", {}), STATE: key}
         try:
-            await self._app(scope, receive_again, keep)
+            await self._app({**scope, "state": state}, receive_again, keep)
         finally:
-            if status in NOT_STORED:
-                await asyncio.to_thread(self._keys.forget, self._tenant, key)
-            else:
-                packed = json.dumps(headers).encode() + b"\n" + content
-                await asyncio.to_thread(
-                    self._keys.store_response, self._tenant, key, status, packed
-                )
+            await asyncio.to_thread(store, self._keys, tenant, key, status, headers, content)
+
+
+def store(
+    keys: IdempotencyKeys,
+    tenant: str,
+    key: str,
+    status: int,
+    headers: Mapping[str, str],
+    content: bytes,
+) -> None:
+    """Keep an answer for the repetitions; a refusal is forgotten."""
+    if status in NOT_STORED:
+        keys.forget(tenant, key)
+    else:
+        keys.store_response(
+            tenant, key, status, json.dumps(dict(headers)).encode() + b"\n" + content
+        )
+
+
+def repetition(
+    gateway: Gateway, tenant: str, path: str, who: Replay | InProgress | Mismatch
+) -> Response:
+    """The answer to a request whose key has been seen."""
+    if isinstance(who, Replay):
+        headers, content = _unpack(who.body)
+        headers["Idempotent-Replayed"] = "true"
+        return Response(content, who.status, headers)
+    if isinstance(who, Mismatch):
+        detail = "this key belongs to another request; use a new one"
+        return _refusal(path, 409, "idempotency-mismatch", detail)
+    if who.job_id is not None:
+        # The first request may have died: what it began is found by this address.
+        body = gateway.job(tenant, who.job_id).model_dump(mode="json")
+        headers = {"Location": f"/jobs/{who.job_id}", "Idempotent-Replayed": "true"}
+        return JSONResponse(body, 202, headers)
+    refusal = _refusal(path, 409, "idempotency-in-progress", "this request is being worked on")
+    refusal.headers["Retry-After"] = "2"
+    return refusal
 
 
 async def _read(receive: Receive) -> bytes:
@@ -122,5 +157,5 @@ def _unpack(packed: bytes) -> tuple[dict[str, str], bytes]:
     return json.loads(headers), content
 
 
-def _refusal(scope: Scope, status: int, code: str, detail: str) -> JSONResponse:
-    return answer(scope["path"], problem(status, code, "Idempotency", detail))
+def _refusal(path: str, status: int, code: str, detail: str) -> JSONResponse:
+    return answer(path, problem(status, code, "Idempotency", detail))

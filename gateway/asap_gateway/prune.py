@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from asap.types import Record
+from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES, problem_response
+from asap_gateway.idempotency import idempotency_key
 from asap_gateway.schemas import JobBody, PruneRequest
 from asap_gateway.service import Gateway, get_gateway
 
@@ -27,14 +29,19 @@ router = APIRouter(tags=["prune"])
     response_model=Record,
 )
 async def prune(
-    body: PruneRequest, request: Request, gateway: Annotated[Gateway, Depends(get_gateway)]
+    body: PruneRequest,
+    request: Request,
+    caller: Caller,
+    gateway: Annotated[Gateway, Depends(get_gateway)],
 ) -> Response:
     """Prune one triple. 200 with the record within `wait_s`, else 202 and the job's Location."""
-    config = gateway.config(body.config)
-    job_id = await asyncio.to_thread(gateway.submit, [body.triple], config, live=True)
-    outcome = await gateway.wait(job_id, body.wait_s)
+    submissions, tenant = gateway.submissions, caller.tenant
+    job_id = await asyncio.to_thread(
+        submissions.prune, tenant, body.triple, body.config, idempotency_key(request)
+    )
+    outcome = await submissions.wait(tenant, job_id, body.wait_s)
     if outcome is None:
-        view = await asyncio.to_thread(gateway.job, job_id)
+        view = await asyncio.to_thread(gateway.job, tenant, job_id)
         location = request.url_for("get_job", job_id=job_id).path
         return JSONResponse(
             view.model_dump(mode="json"), status_code=202, headers={"Location": location}

@@ -4,9 +4,9 @@ them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from asap.types import Triple
 from asap_runtime.ledger import ItemView, JobView
@@ -16,6 +16,7 @@ __all__ = [
     "ItemBody",
     "ItemPage",
     "JobBody",
+    "JobOptions",
     "JobPage",
     "JobRequest",
     "ProblemView",
@@ -41,12 +42,37 @@ class PruneRequest(_Body):
     """Longest wait for the record; 202 and a Location after it."""
 
 
-class JobRequest(_Body):
-    """Many triples, pruned in the background."""
+class JobOptions(_Body):
+    """What may be said of a job, wherever its triples come from."""
+
+    config: Config = {}
+    priority: Literal["batch", "background"] = "batch"
+    webhook: str | None = Field(None, max_length=2048)
+    """https address of an allowed host, told when the job has ended."""
+    cost_cap_usd: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False)
+    """LLM calls of the job stop at this sum."""
+    deadline_s: float | None = Field(None, ge=1, le=30 * 86400, allow_inf_nan=False)
+    """Items that are not done so long after the submission fail."""
+    dry_run: bool = False
+    """Answer 200 with an estimate; nothing is kept."""
+
+
+class JobRequest(JobOptions):
+    """Many triples, pruned in the background, from one of three sources."""
 
     kind: Literal["prune"] = "prune"
-    triples: list[Triple] = Field(min_length=1)
-    config: Config = {}
+    triples: list[Triple] | None = Field(None, min_length=1)
+    dataset: str | None = Field(None, max_length=1024)
+    """URI of a file in the server's blob store."""
+    scores_from: str | None = Field(None, max_length=64)
+    """A finished job: its scores are used again, with another target and no model."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [self.triples, self.dataset, self.scores_from]
+        if sum(source is not None for source in given) != 1:
+            raise ValueError("expected exactly one of triples, dataset and scores_from")
+        return self
 
 
 class ProblemView(BaseModel):

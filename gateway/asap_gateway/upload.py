@@ -10,20 +10,32 @@ from itertools import chain, islice
 from pathlib import Path
 
 from fastapi import UploadFile
+from pydantic import ValidationError
 
-from asap.config import PruneConfig
 from asap.errors import InvalidInput
+from asap_gateway.schemas import JobOptions
 from asap_gateway.service import Gateway
 from asap_runtime.datasets import read_lines
 from asap_runtime.schemas import detect_schema, read_triples
 
-__all__ = ["submit_upload"]
+__all__ = ["parse_options", "submit_upload"]
 
 ENDINGS = (".jsonl.gz", ".ndjson.gz", ".jsonl", ".ndjson", ".parquet")
 PEEK = 32
 
 
-def submit_upload(gateway: Gateway, file: UploadFile, config: PruneConfig) -> str:
+def parse_options(text: str) -> JobOptions:
+    """The options that came as a form field. Raises InvalidInput."""
+    try:
+        return JobOptions.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "".join(f"/{part}" for part in first["loc"])
+        errors = [{"pointer": f"/options{where}", "detail": first["msg"]}]
+        raise InvalidInput(f"/options{where}: {first['msg']}", errors=errors) from None
+
+
+def submit_upload(gateway: Gateway, tenant: str, file: UploadFile, options: JobOptions) -> str:
     """The id of a job of the file's lines. The file's name tells its format and nothing else."""
     name = (file.filename or "").lower()
     ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
@@ -41,4 +53,5 @@ def submit_upload(gateway: Gateway, file: UploadFile, config: PruneConfig) -> st
         schema = detect_schema([line.row for line in head if line.row is not None])
         if schema is None:
             raise InvalidInput("the file holds no line with a known schema")
-        return gateway.submit_lines(read_triples(chain(head, lines), schema), config)
+        triples = read_triples(chain(head, lines), schema)
+        return gateway.submissions.submit_lines(tenant, triples, options)

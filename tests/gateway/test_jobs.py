@@ -91,7 +91,9 @@ async def test_an_uploaded_file_is_a_job_and_its_bad_lines_are_failed_items(clie
     if compressed:
         data, name = gzip.compress(data), "in.jsonl.gz"
     answer = await client.post(
-        "/jobs/upload", files={"file": (name, data)}, data={"config": json.dumps(CONFIG)}
+        "/jobs/upload",
+        files={"file": (name, data)},
+        data={"options": json.dumps({"config": CONFIG})},
     )
     assert answer.status_code == 202, answer.text
     state = await finished(client, answer.json()["id"])
@@ -140,7 +142,7 @@ async def test_bad_bodies(client, request_, status, code):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "config"),
+    ("name", "data", "options"),
     [
         ("in.txt", b"x", "{}"),
         ("in.jsonl", b'{"text": 1}\n', "{}"),
@@ -150,11 +152,12 @@ async def test_bad_bodies(client, request_, status, code):
         ("in.jsonl", b"{}", "[1]"),
         ("in.jsonl", b"{}", "{"),
         ("in.jsonl", b"{}", '{"tau": 7}'),
+        ("in.jsonl", b"{}", '{"config": {"tau": 7}}'),
     ],
 )
-async def test_bad_uploads(client, name, data, config):
+async def test_bad_uploads(client, name, data, options):
     answer = await client.post(
-        "/jobs/upload", files={"file": (name, data)}, data={"config": config}
+        "/jobs/upload", files={"file": (name, data)}, data={"options": options}
     )
     assert answer.status_code == 422, answer.text
     assert (await client.get("/jobs")).json()["jobs"] == []
@@ -180,7 +183,7 @@ async def test_retrying_a_job_without_failures_changes_nothing(client):
 
 
 async def test_a_target_of_the_request_displaces_the_servers(client):
-    client.app.state.gateway._defaults["max_tokens"] = 4
+    client.app.state.gateway.submissions._defaults["max_tokens"] = 4
     body = {"triple": TRIPLE, "config": {"keep_ratio": 0.5}}
     answer = await client.post("/prune", json=body)
     config = answer.json()["config"]
