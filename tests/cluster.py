@@ -23,12 +23,13 @@ def _free_port():
 
 
 class Cluster:
-    """Processes of `asap`, restarted by name."""
+    """Processes of `asap`, restarted by name: one gateway or more, two workers of each stage."""
 
-    def __init__(self, folder, database, broker, llm):
+    def __init__(self, folder, database, broker, llm, *, gateways=1):
         self.folder = folder
-        self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.ports = [_free_port() for _ in range(gateways)]
+        self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.url = self.urls[0]
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("ASAP_")},
             "ASAP_HOME": str(folder),
@@ -53,8 +54,10 @@ class Cluster:
 
     def commands(self):
         """Name to command of every process."""
+        names = ["gateway", *(f"gateway-{n}" for n in range(2, len(self.ports) + 1))]
+        gateways = zip(names, self.ports, strict=True)
         return {
-            "gateway": ("gateway", "--port", str(self.port)),
+            **{name: ("gateway", "--port", str(port)) for name, port in gateways},
             "anchor-1": ("worker", "anchor"),
             "anchor-2": ("worker", "anchor"),
             "surprisal-1": ("worker", "surprisal"),
@@ -67,11 +70,11 @@ class Cluster:
             if name == "gateway":
                 self.wait_ready()  # it brings the schema; the others would do so, too
 
-    def wait_ready(self):
+    def wait_ready(self, url=None):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                if httpx.get(f"{url or self.url}/readyz").status_code == 200:
                     return
             time.sleep(0.1)
         raise AssertionError((self.folder / "gateway.log").read_text()[-2000:])

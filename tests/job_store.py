@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 from sqlalchemy import update
 
+from asap_runtime.blobs import BlobStore
 from asap_runtime.database import SECOND, Database, open_engine
 from asap_runtime.idempotency import IdempotencyKeys
+from asap_runtime.ingest import Ingester, IntakeLimits
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger, Result
 from asap_runtime.store import JobStore
@@ -91,7 +94,8 @@ class Platform:
                 moments = {
                     column.name: column - round(seconds * SECOND)
                     for column in table.c
-                    if column.name.endswith("_at") or column.name in ("lease_until", "not_before")
+                    if column.name.endswith("_at")
+                    or column.name in ("lease_until", "intake_until", "not_before")
                 }
                 connection.execute(update(table).values(moments))
 
@@ -115,6 +119,19 @@ def drain(url: str, owner: str) -> list[int]:
         done += [claim.id for claim in claims]
     database.close()
     return done
+
+
+def take_all_in(url: str, folder: str) -> list[str]:
+    """What a racing ingester does: take files in until none waits; the jobs it has finished."""
+    database = Database(open_engine(url))
+    finished: list[str] = []
+    blobs = BlobStore.in_folder(Path(folder))
+    ingester = Ingester(database, blobs, IntakeLimits(), lambda job, *_: finished.append(job))
+    _race["start"].wait()
+    while ingester.take_in():
+        pass
+    database.close()
+    return finished
 
 
 def drain_messages(url: str, owner: str, messages: Sequence[Sequence[int]]) -> list[int]:

@@ -18,9 +18,9 @@ import uvicorn
 from asap.errors import InvalidInput
 from asap.types import Record
 from asap_anchor.stage import AnchorStage
-from asap_cli.serve import EmbeddedSettings
+from asap_cli.roles import AllSettings
+from asap_cli.serve import open_gateway
 from asap_gateway.app import create_app
-from asap_gateway.service import Gateway
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done
@@ -33,7 +33,7 @@ START_S = 30.0
 class SteeredAnchor(AnchorStage):
     """Waits while `open` is not set; refuses records while `refuses` is."""
 
-    def __init__(self, settings: EmbeddedSettings) -> None:
+    def __init__(self, settings: AllSettings) -> None:
         super().__init__(settings)
         self.open, self.refuses = threading.Event(), threading.Event()
         self.open.set()
@@ -57,15 +57,14 @@ class LiveServer:
 @contextmanager
 def live_server(home: Path) -> Iterator[LiveServer]:
     """Serves with the demo scorer and no LLM while the block runs."""
-    settings = EmbeddedSettings(home=home, telemetry={"log_level": "error"})
+    settings = AllSettings(home=home, telemetry={"log_level": "error"})
     configure_logs(settings.telemetry)
     database = open_database(settings)
     anchor = SteeredAnchor(settings)
     host = StageHost(
         database, MemoryQueue(), [anchor, SurprisalStage(settings)], sweep_period_s=0.05
     )
-    gateway = Gateway(database, host.queue, settings.gateway, defaults={"anchor": "extractive"})
-    app = create_app(gateway, running=lambda: host)
+    app = create_app(open_gateway(settings, host), running=lambda: host)
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
     )

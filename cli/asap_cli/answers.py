@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from asap.errors import (
     AsapError,
+    Conflict,
+    CostCapReached,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -24,6 +26,7 @@ from asap_cli.terminal import printable
 __all__ = [
     "FINAL",
     "Answer",
+    "ErrorCount",
     "Item",
     "ItemPage",
     "ItemProblem",
@@ -37,8 +40,10 @@ __all__ = [
 
 FINAL = ("succeeded", "failed", "cancelled")
 _ERRORS: dict[int, type[AsapError]] = {
-    **dict.fromkeys((400, 409, 413, 415, 422), InvalidInput),
+    **dict.fromkeys((400, 413, 415, 422), InvalidInput),
+    402: CostCapReached,
     404: NotFound,
+    409: Conflict,
     429: Overloaded,
     502: UpstreamError,
     503: UpstreamUnavailable,
@@ -77,6 +82,15 @@ class StageCount(Answer):
     items: int
 
 
+class ErrorCount(Answer):
+    """One problem code: how many items have it, and what the first of them says."""
+
+    code: str
+    items: int
+    first_line: int
+    detail: str
+
+
 class Job(Answer):
     """A job. Times are seconds since the epoch; in an event there is no `config`."""
 
@@ -88,6 +102,10 @@ class Job(Answer):
     counts: tuple[StageCount, ...]
     config: dict[str, JsonValue] = {}
     problems: tuple[ItemProblem, ...] = ()
+    cost_usd: float = 0.0
+    cost_cap_usd: float | None = None
+    error_summary: tuple[ErrorCount, ...] | None = None
+    """The most frequent codes, once the job has ended."""
 
     def items(self, *statuses: str) -> int:
         """Items in any of these statuses, over all stages."""

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 import httpx
 from pydantic import JsonValue
@@ -44,8 +45,8 @@ class JobsClient:
     Args:
         http: its base URL is the server's.
         upload_timeout_s: longest wait for the answer to an upload, which comes when the server has
-            read the whole file.
-        attempts: connections in a row that `follow` makes before it gives up.
+            stored the whole file.
+        attempts: connections in a row that `follow` and `submit` make before they give up.
         backoff_s: first pause between them; it doubles.
     """
 
@@ -90,7 +91,16 @@ class JobsClient:
         self._http.close()
 
     def submit(self, path: Path, config: Mapping[str, JsonValue]) -> Job:
-        """A new job of the file's lines. What `config` leaves out, the server decides."""
+        """A new job of the file's lines. What `config` leaves out, the server decides.
+
+        Safe against a connection that breaks off: the file is sent again, and the server makes one
+        job of it, however often it has heard it.
+        """
+        options, key = json.dumps({"config": dict(config)}), uuid4().hex
+        retrying = self._retrying.copy(retry=retry_if_exception(_is_passing))
+        return retrying(self._upload, path, options, key)
+
+    def _upload(self, path: Path, options: str, key: str) -> Job:
         try:
             stream = path.open("rb")
         except OSError as error:
@@ -99,8 +109,9 @@ class JobsClient:
             request = self._http.build_request(
                 "POST",
                 "jobs/upload",
-                data={"options": json.dumps({"config": dict(config)})},
+                data={"options": options},
                 files={"file": (path.name, stream)},
+                headers={"Idempotency-Key": key},
                 timeout=self._upload_timeout,
             )
             return parse(Job, self._send(request).content, self.server)
@@ -138,11 +149,14 @@ class JobsClient:
         self._send(self._http.build_request("DELETE", _path(job_id)))
 
     def download(self, job_id: str, out: Path, layout: Layout) -> int:
-        """Write the finished records to `out`, which appears whole or not at all; how many."""
+        """Write the finished records to `out`, which appears whole or not at all; how many.
+
+        As Parquet when its name ends so, else as JSON lines.
+        """
         part = out.with_name(f".{out.name}.part")
-        params = {"layout": layout}
+        format = "parquet" if out.name.lower().endswith(".parquet") else "jsonl"
+        params = {"layout": layout, "format": format}
         request = self._http.build_request("GET", _path(job_id, "/result"), params=params)
-        records = 0
         try:
             with (
                 self._translated(),
@@ -151,13 +165,25 @@ class JobsClient:
             ):
                 for chunk in response.iter_bytes():
                     stream.write(chunk)
-                    records += chunk.count(b"\n")
+            records = self._count(part, format)
             part.replace(out)
         except OSError as error:
             raise InvalidInput(f"{str(out)!r} cannot be written: {error.strerror}") from error
         finally:
             part.unlink(missing_ok=True)
         return records
+
+    def _count(self, path: Path, format: str) -> int:
+        if format == "jsonl":
+            with path.open("rb") as stream:
+                return sum(1 for _ in stream)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowException as error:
+            raise UpstreamError(f"what {self.server} sends is no Parquet file") from error
 
     def follow(self, job_id: str) -> Iterator[Job]:
         """The job whenever it changes, until it has ended; its last state comes last.
@@ -238,6 +264,16 @@ class JobsClient:
             ) from error
         except httpx.DecodingError as error:
             raise UpstreamError(f"the answer of {self.server} is garbled") from error
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Sending the same again may help: the connection broke off, the server was busy with itself
+    or with the first sending. Not so when no server answers at all.
+    """
+    if getattr(error, "problem_code", "") == "idempotency-in-progress":
+        return True
+    no_server = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+    return isinstance(error, UpstreamUnavailable) and not no_server
 
 
 def _path(job_id: str, below: str = "") -> str:

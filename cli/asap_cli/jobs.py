@@ -60,12 +60,8 @@ def submit(
     with _client(server) as client:
         job = client.submit(source, config)
         typer.echo(job.id)
-        bad = job.items("failed")
-        _say(
-            f"{job.total:,} items submitted to {client.server}"
-            + (f", {bad:,} of them are bad lines" if bad else "")
-            + ("" if follow else f"; `asap jobs watch {job.id}` follows them")
-        )
+        rest = "" if follow else f"; `asap jobs watch {job.id}` follows it"
+        _say(f"{source.name} submitted to {client.server}{rest}")
         if follow:
             raise typer.Exit(_watch(client, job))
 
@@ -154,7 +150,7 @@ def delete(job_id: JobId, server: Server = HERE) -> None:
 @jobs_app.command()
 def download(
     job_id: JobId,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output: .jsonl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output: .jsonl or .parquet.")],
     layout: Annotated[
         Layout, typer.Option(help="record (everything), messages (for SFT) or triple.")
     ] = "record",
@@ -163,8 +159,8 @@ def download(
     """Write a job's records to OUT in input order, also while it runs."""
     from asap_cli.answers import FINAL
 
-    if not out.name.endswith((".jsonl", ".ndjson")) or out.is_dir():
-        raise InvalidInput(f"OUT must be a file that ends in .jsonl, not {str(out)!r}")
+    if not out.name.lower().endswith((".jsonl", ".ndjson", ".parquet")) or out.is_dir():
+        raise InvalidInput(f"OUT must be a file that ends in .jsonl or .parquet, not {str(out)!r}")
     with _client(server) as client:
         job = client.job(job_id)
         records = client.download(job_id, out, layout)
@@ -214,6 +210,7 @@ def _facts(job: Job) -> Table:
     """The job's facts, what its configuration changes, and its items by stage and status."""
     from asap.config import PruneConfig
     from asap_cli.answers import one_line
+    from asap_cli.watch import cost_of
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -229,6 +226,8 @@ def _facts(job: Job) -> Table:
     told = {"method": job.config.get("method"), **changed}
     pairs = ", ".join(f"{name}={value}" for name, value in told.items())
     table.add_row("config", Text(one_line(pairs)))
+    if (cost := cost_of(job)) is not None:
+        table.add_row("cost", cost)
     table.add_row("items", f"{job.total:,}")
     for count in job.counts:
         where = Text(one_line(f"{count.stage or 'no stage'}, {count.status}"))

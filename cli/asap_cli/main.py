@@ -13,6 +13,7 @@ from asap.config import ScoreName
 from asap.errors import AsapError
 from asap.steps import Split
 from asap_cli.jobs import jobs_app
+from asap_cli.keys import keys_app
 from asap_cli.options import (
     Device,
     Method,
@@ -207,7 +208,7 @@ def gateway(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker(stage: Annotated[str, typer.Argument(help="anchor or surprisal.")]) -> None:
     """Work on one stage until SIGTERM."""
-    from asap_cli.serve import run_worker
+    from asap_cli.worker import run_worker
 
     run_worker(stage)
 
@@ -215,7 +216,7 @@ def worker(stage: Annotated[str, typer.Argument(help="anchor or surprisal.")]) -
 @app.command()
 def config() -> None:
     """Print the effective settings, secrets as stars."""
-    from asap_cli.serve import effective_settings
+    from asap_cli.roles import effective_settings
 
     typer.echo(effective_settings())
 
@@ -227,12 +228,13 @@ app.add_typer(db_app, name="db")
 @db_app.command()
 def upgrade() -> None:
     """Bring the database to the newest schema."""
-    from asap_cli.serve import upgrade_database
+    from asap_cli.roles import upgrade_database
 
     upgrade_database()
 
 
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

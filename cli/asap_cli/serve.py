@@ -1,98 +1,151 @@
-"""`asap serve`: gateway, stages, queue and database in one process, for a laptop or a single
-machine.
-"""
+"""`asap serve` and `asap gateway`: the HTTP API, with both stages in the process or without."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
-from prometheus_client import start_http_server
 from rich.console import Console
 
-from asap.errors import InvalidInput, Misconfigured
-from asap_anchor.settings import AnchorSettings
-from asap_anchor.stage import AnchorStage
+from asap.errors import Misconfigured
+from asap.ports import TokenCounter
+from asap_cli.roles import STAGES, AllSettings, score_route
 from asap_gateway.app import create_app
 from asap_gateway.service import Gateway
-from asap_gateway.settings import GatewaySettings
+from asap_gateway.submissions import ServerKnowledge
+from asap_runtime.blobs import open_blobs
+from asap_runtime.database import Database
+from asap_runtime.deliverer import Deliverer
 from asap_runtime.host import StageHost, open_database
-from asap_runtime.settings import load_settings, redacted
-from asap_runtime.telemetry import configure_logs
-from asap_surprisal.settings import SurprisalSettings
+from asap_runtime.keys import KeyRing
+from asap_runtime.pepper import load_pepper
+from asap_runtime.retention import Retention
+from asap_runtime.settings import load_settings
+from asap_runtime.telemetry import configure_logs, configure_traces
 from asap_surprisal.stage import SurprisalStage
 
+__all__ = ["is_loopback", "open_gateway", "run_server"]
 
-class EmbeddedSettings(AnchorSettings, SurprisalSettings, GatewaySettings):
-    """The settings of all roles: in one process they are one."""
-
-
-STAGES = {"anchor": AnchorStage, "surprisal": SurprisalStage}
+GRACE_S = 30
+"""How long answers under way, downloads above all, may take once the process is asked to stop."""
 
 
 def run_server(host: str | None, port: int | None, *, stages: Sequence[str]) -> None:
     """Serve the API until interrupted, with these stages in the same process."""
-    settings = load_settings(EmbeddedSettings)
+    settings = load_settings(AllSettings)
     host, port = host or settings.gateway.host, port or settings.gateway.port
-    if not is_loopback(host):
-        raise Misconfigured(
-            f"{host} is reachable from other machines, and this server has no API keys; "
-            "listen on 127.0.0.1"
-        )
     configure_logs(settings.telemetry)
-    database = open_database(settings)
-    stage_host = StageHost.open(settings, database, [STAGES[name](settings) for name in stages])
+    end_traces = configure_traces(settings.telemetry, "gateway")
+    with _database(settings) as database:
+        keys = _keys(settings, database, host)
+        here = [STAGES[name](settings) for name in stages]
+        deliverer = Deliverer(database, settings.webhooks)
+        retention = Retention(database, days=settings.gateway.retention_days)
+        stage_host = StageHost.open(settings, database, here, [deliverer.run, retention.run])
+        gateway = open_gateway(settings, stage_host)
+        app = create_app(gateway, keys=keys, running=lambda: stage_host)
+        for stage in here:
+            if isinstance(stage, SurprisalStage):
+                app.router.routes.append(score_route(stage, settings))
+        _announce(settings, host, port, stages, keys)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,  # the library's own would print texts of exceptions
+            ws="none",
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        _Server(config, gateway.leave).run()
+    end_traces()
+
+
+def open_gateway(settings: AllSettings, host: StageHost) -> Gateway:
+    """The gateway of these settings on the host's database and queue."""
     defaults = dict(settings.gateway.default_config)
     if settings.llm.model is None:
         defaults.setdefault("anchor", "extractive")
-    gateway = Gateway(database, stage_host.queue, settings.gateway, defaults=defaults)
-    app = create_app(gateway, running=lambda: stage_host)
+    knowledge = ServerKnowledge(
+        defaults, settings.webhooks, settings.llm.prices, _counter(settings, host)
+    )
+    return Gateway(
+        host.database,
+        host.queue,
+        settings.gateway,
+        open_blobs(settings),
+        knowledge,
+        wake=host.wake,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves with 0 when it is asked to stop, and tells the gateway at once: who waits is answered.
+
+    The base class raises the signal again when it has stopped, and nothing is closed.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_exit()
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _database(settings: AllSettings) -> Iterator[Database]:
+    database = open_database(settings)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _keys(settings: AllSettings, database: Database, host: str) -> KeyRing | None:
+    """The keys that callers need; None while there have never been any, on loopback alone."""
+    ring = KeyRing(database, load_pepper(settings.auth, settings.home))
+    if not is_loopback(host) and not ring.any_live():
+        raise Misconfigured(
+            f"{host} is reachable from other machines, and this server has no API keys; make one "
+            "with `asap keys create`, or listen on 127.0.0.1"
+        )
+    return ring if ring.any_made() else None
+
+
+def _counter(settings: AllSettings, host: StageHost) -> TokenCounter | None:
+    """The scorer's tokenizer where the scorer runs here; elsewhere tokens are estimated roughly."""
+    if not any(stage.name == "surprisal" for stage in host.stages):
+        return None
+    from asap_surprisal.tokenization import HFTokenCounter
+
+    return HFTokenCounter.load(settings.surprisal.model)
+
+
+def _announce(
+    settings: AllSettings, host: str, port: int, stages: Sequence[str], keys: KeyRing | None
+) -> None:
     anchor = settings.llm.model or "extractive (not from the paper)"
+    callers = "API keys needed" if keys is not None else "no keys"
     Console(stderr=True).print(
         f"asap serves http://{host}:{port} (scorer {settings.surprisal.model}, anchor {anchor}, "
-        f"stages here: {', '.join(stages) or 'none'}, data in {settings.home})",
+        f"stages here: {', '.join(stages) or 'none'}, {callers}, data in {settings.home})",
         highlight=False,
     )
-    uvicorn.run(app, host=host, port=port, log_level="warning")
-    database.close()
-
-
-def run_worker(stage: str) -> None:
-    """Work on one stage until SIGTERM: claims are given back, and the process leaves with code
-    0.
-    """
-    if stage not in STAGES:
-        raise InvalidInput(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
-    settings = load_settings(EmbeddedSettings)
-    configure_logs(settings.telemetry)
-    if settings.telemetry.metrics_port is not None:
-        start_http_server(settings.telemetry.metrics_port)
-    database = open_database(settings)
-    asyncio.run(_work(StageHost.open(settings, database, [STAGES[stage](settings)])))
-    database.close()
-
-
-async def _work(host: StageHost) -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    async with host:
-        await stopped.wait()
-
-
-def effective_settings() -> str:
-    """The settings of this machine as JSON, secrets as stars."""
-    return json.dumps(redacted(load_settings(EmbeddedSettings)), indent=2)
-
-
-def upgrade_database() -> None:
-    """Bring the database of the settings to the newest schema."""
-    open_database(load_settings(EmbeddedSettings)).close()
 
 
 def is_loopback(host: str) -> bool:

@@ -24,9 +24,17 @@ from rich.progress import (
 )
 
 from asap.methods import METHODS
-from asap_cli.answers import FINAL, Item, Job, one_line
+from asap_cli.answers import FINAL, Item, ItemProblem, Job, one_line
 
-__all__ = ["Failures", "JobProgress", "print_end", "print_failures", "route_of", "stage_progress"]
+__all__ = [
+    "Failures",
+    "JobProgress",
+    "cost_of",
+    "print_end",
+    "print_failures",
+    "route_of",
+    "stage_progress",
+]
 
 LINE_EVERY_S = 10.0
 SHOWN_CODES = 5
@@ -142,8 +150,18 @@ class Failures:
 
     @classmethod
     def of(cls, job: Job, items: Iterable[Item]) -> Self:
-        """Read `items` until all failed ones are seen, or 100,000 at most."""
+        """What the job says itself; else read `items` until all failed ones are seen, or 100,000
+        at most.
+        """
         found, failed = cls(Counter(), {}), job.items("failed")
+        if job.error_summary is not None:
+            for row in job.error_summary:
+                problem = ItemProblem(code=row.code, detail=row.detail)
+                found.codes[row.code] = row.items
+                found.examples[row.code] = Item(
+                    line=row.first_line, status="failed", problem=problem
+                )
+            return found
         for item in islice(items, SCANNED_ITEMS):
             if item.status == "failed":
                 code = item.problem.code if item.problem else "unknown"
@@ -154,13 +172,22 @@ class Failures:
         return found
 
 
+def cost_of(job: Job) -> str | None:
+    """What LLM calls cost so far, and the cap; None when neither money nor a cap is known."""
+    if not job.cost_usd and job.cost_cap_usd is None:
+        return None
+    cap = "" if job.cost_cap_usd is None else f" of at most ${job.cost_cap_usd:,.2f}"
+    return f"${job.cost_usd:,.4f}{cap}"
+
+
 def print_end(console: Console, job: Job) -> None:
-    """One sentence of how the job ended."""
+    """One sentence of how the job ended, and what it cost."""
     counts = {name: job.items(name) for name in (*FINAL, "queued", "running")}
     parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     took = "" if job.finished_at is None else f" in {job.finished_at - job.created_at:.1f} s"
     text = f"job {one_line(job.id)} is {one_line(job.phase)}{took}: {parts or 'no items'}"
-    _print(console, text, style="bold")
+    cost = cost_of(job)
+    _print(console, text if cost is None else f"{text}, cost {cost}", style="bold")
     for problem in job.problems[:SHOWN_CODES]:
         _print(console, f"{one_line(problem.code)}: {one_line(problem.detail)}", style="red")
 
@@ -177,7 +204,8 @@ def print_failures(console: Console, job: Job, found: Failures) -> None:
         _print(console, f"and {others} other problem codes", style="red")
     unseen = job.items("failed") - found.codes.total()
     if unseen > 0:
-        _print(console, f"{unseen:,} more failures after line {SCANNED_ITEMS:,}", style="red")
+        rest = "with other codes" if job.error_summary else f"after line {SCANNED_ITEMS:,}"
+        _print(console, f"{unseen:,} more failures {rest}", style="red")
 
 
 def _print(console: Console, text: str, style: str | None = None) -> None:

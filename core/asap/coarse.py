@@ -9,14 +9,15 @@ kept with their reason.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from asap.alignment import match_by_alignment
+from asap.codesplit import is_code
 from asap.config import PruneConfig
 from asap.errors import CoarseExhausted, InvalidInput
 from asap.extractive import select_steps
-from asap.gestalt import match_in_order
+from asap.fences import find_fences
 from asap.ports import ChatModel, ChatResult, Sampling
 from asap.prompts import (
     KEEP_SCHEMA,
@@ -27,10 +28,11 @@ from asap.prompts import (
     parse_selection,
     select_prompt,
 )
-from asap.steps import split_steps
+from asap.proof import prove_reply, prove_steps
 from asap.types import Attempt, CoarseBlock, MatchReport, Record
+from asap.windows import clip, rough_tokens, split_windows
 
-__all__ = ["coarse_prune", "prove_reply"]
+__all__ = ["coarse_prune"]
 
 EXTRACTIVE = "extractive"
 Outcome = Literal["accepted", "empty", "truncated", "unparsable", "invalid"]
@@ -57,53 +59,10 @@ async def coarse_prune(record: Record, chat: ChatModel | None) -> Record:
     return record.with_coarse(await run.block())
 
 
-def prove_reply(reply: str, record: Record) -> MatchReport:
-    """The verdict on a rewritten reply by the record's configuration; expected refusals are
-    values.
-    """
-    config, source = record.config, record.source_steps
-    text = clean_reply(reply)
-    if config.match == "align":
-        report = match_by_alignment(
-            source, text, fidelity=config.fidelity, step_share=config.step_share
-        )
-    else:
-        report = match_in_order(
-            source,
-            split_steps(text, config.split),
-            tau=config.tau,
-            autojunk=config.autojunk,
-            containment=config.containment,
-        )
-    return _check_share(report, text, record)
-
-
-def _check_share(report: MatchReport, text: str, record: Record) -> MatchReport:
-    """`min_keep` in words: stage 1 has no tokenizer, and one matching step must not pass for a
-    trace.
-    """
-    if not report.valid:
-        return report
-    if record.config.project == "origin_steps":
-        text = " ".join(record.source_steps[i] for i in report.kept)
-    share = len(text.split()) / max(len(record.triple.cot.split()), 1)
-    if share >= record.config.min_keep:
-        return report
-    reason = f"keeps {share:.1%} of the words, {record.config.min_keep:.0%} are needed"
-    return report.model_copy(update={"valid": False, "reason": reason})
-
-
-def _prove_steps(record: Record, kept: tuple[int, ...]) -> MatchReport:
-    """The same proof for chosen steps: Algorithm 1 at tau = 1 on the steps themselves."""
-    chosen = [record.source_steps[i] for i in kept]
-    report = match_in_order(record.source_steps, chosen, tau=1.0)
-    exact = report.model_copy(update={"match": "exact", "kept": kept})
-    return _check_share(exact, " ".join(chosen), record)
-
-
 def _extract(record: Record) -> CoarseBlock:
     config = record.config
     kept = select_steps(record.source_steps, record.triple.answer, config.extractive_keep)
+    kept = _with_code(record, kept)
     return CoarseBlock(
         protocol="extractive",
         model=EXTRACTIVE,
@@ -111,6 +70,18 @@ def _extract(record: Record) -> CoarseBlock:
         status="accepted",
         flags=_gain_flag(record, kept),
     )
+
+
+def _with_code(record: Record, kept: Iterable[int]) -> tuple[int, ...]:
+    """The kept steps, and those that hold code where they are protected."""
+    if not record.config.protect_code:
+        return tuple(kept)
+    code = (i for i, step in enumerate(record.source_steps) if _holds_code(step))
+    return tuple(sorted({*kept, *code}))
+
+
+def _holds_code(step: str) -> bool:
+    return bool(find_fences(step.split("\n"))) or is_code(step)
 
 
 def _gain_flag(record: Record, kept: tuple[int, ...]) -> tuple[str, ...]:
@@ -168,46 +139,107 @@ class _Stage1:
         return None
 
     async def _coarse(self, direct_cot: str) -> CoarseBlock:
-        select = self.config.protocol == "select"
-        safety = self.config.fence_safety
-        if select:
-            prompt = select_prompt(self.record.source_steps, direct_cot, fence_safety=safety)
-        else:
-            think, wording = self.record.triple.cot, self.config.wording
-            prompt = coarse_prompt(think, direct_cot, wording=wording, fence_safety=safety)
+        if self.config.protocol == "select":
+            return await self._select(direct_cot)
+        prompt = coarse_prompt(
+            self.record.triple.cot,
+            direct_cot,
+            wording=self.config.wording,
+            fence_safety=self.config.fence_safety,
+        )
         for number in range(1, self.config.max_attempts + 1):
-            if select:
-                result = await self._ask(
-                    prompt, number, self.config.select_temperature, schema=True
-                )
-                report = self._read_selection(number, result)
-            else:
-                result = await self._ask(prompt, number, self.config.rewrite_temperature)
-                report = self._read_rewrite(number, result)
+            result = await self._ask(prompt, number, self._rewrite_temperature(number))
+            report = self._read_rewrite(number, result)
             if report is not None and report.valid:
-                return self._accepted(direct_cot, prompt, result, report)
+                return self._accepted(direct_cot, prompt, report, text=clean_reply(result.text))
         return self._exhausted(direct_cot, prompt)
+
+    def _rewrite_temperature(self, number: int) -> float:
+        ladder = (self.config.rewrite_temperature, *self.config.rewrite_ladder)
+        return ladder[min(number, len(ladder)) - 1]
+
+    async def _select(self, direct_cot: str) -> CoarseBlock:
+        """Each window is chosen from on its own; a step shown twice stays when one choice keeps
+        it.
+        """
+        steps, room = self.record.source_steps, self._window_room(direct_cot)
+        windows = split_windows(steps, room)
+        kept: set[int] = set()
+        prompts = []
+        for window in windows:
+            shown = [steps[i] if room is None else clip(steps[i], room) for i in window]
+            prompt = select_prompt(
+                shown,
+                direct_cot,
+                first=window.start + 1,
+                total=len(steps),
+                fence_safety=self.config.fence_safety,
+            )
+            prompts.append(prompt)
+            report = await self._choose(prompt, window)
+            if report is None:
+                return self._exhausted(direct_cot, prompt)
+            kept |= set(report.kept)
+        # The share of a trace in windows is known only now.
+        report = prove_steps(self.record, tuple(sorted(kept)))
+        if not report.valid:
+            return self._exhausted(direct_cot, prompts[-1])
+        return self._accepted(direct_cot, "\n".join(prompts), report)
+
+    def _window_room(self, direct_cot: str) -> int | None:
+        """Tokens for steps, beside template, direct CoT and reply."""
+        context = self.config.context_tokens
+        if context is None:
+            return None
+        reply = min(self.config.max_reply_tokens, context // 4)
+        room = context - reply - rough_tokens(select_prompt([], direct_cot, total=1))
+        if room < context // 8:
+            raise InvalidInput(
+                f"context_tokens={context} is too small: the direct CoT of {self.record.id!r} "
+                "leaves no room for the steps",
+                code="text-too-long",
+            )
+        return room
+
+    async def _choose(self, prompt: str, window: range) -> MatchReport | None:
+        """The steps that the LLM keeps of one window; None when no attempt was valid."""
+        for number in range(1, self.config.max_attempts + 1):
+            result = await self._ask(prompt, number, self.config.select_temperature, schema=True)
+            report = self._read_selection(number, result, window)
+            if report is not None and report.valid:
+                return report
+        return None
 
     async def _ask(
         self, prompt: str, number: int, temperature: float, *, schema: bool = False
     ) -> ChatResult:
+        max_tokens = self.config.max_reply_tokens
+        if self.config.context_tokens is not None:
+            left = self.config.context_tokens - rough_tokens(prompt)
+            max_tokens = max(1, min(max_tokens, left))
         sampling = Sampling(
             temperature=temperature,
-            max_tokens=self.config.max_reply_tokens,
+            max_tokens=max_tokens,
             seed=self.config.seed + number,
             json_schema=KEEP_SCHEMA if schema else None,
         )
         return await self.chat.complete(prompt, sampling)
 
-    def _read_selection(self, number: int, result: ChatResult) -> MatchReport | None:
+    def _read_selection(self, number: int, result: ChatResult, window: range) -> MatchReport | None:
         outcome: Outcome | None = _unusable(result)
         report = None
         if outcome is None:
-            numbers = parse_selection(result.text, len(self.record.source_steps))
+            part = len(window) < len(self.record.source_steps)
+            numbers = parse_selection(
+                result.text, window.stop, first=window.start + 1, may_be_empty=part
+            )
+            kept = tuple(n - 1 for n in numbers or ())
             if numbers is None:
                 outcome = "unparsable"
+            elif part:
+                report = MatchReport(match="exact", valid=True, kept=kept)
             else:
-                report = _prove_steps(self.record, tuple(n - 1 for n in numbers))
+                report = prove_steps(self.record, kept)
         self._note("coarse", number, result, outcome or _verdict(report), report)
         return report
 
@@ -238,18 +270,19 @@ class _Stage1:
         )
 
     def _accepted(
-        self, direct_cot: str, prompt: str, result: ChatResult, report: MatchReport
+        self, direct_cot: str, prompt: str, report: MatchReport, text: str | None = None
     ) -> CoarseBlock:
-        own_text = self.config.protocol == "rewrite" and self.config.project == "llm_text"
+        own_text = text is not None and self.config.project == "llm_text"
+        kept = report.kept if own_text else _with_code(self.record, report.kept)
         return CoarseBlock(
             protocol=self.config.protocol,
             model=self.chat.name,
             direct_cot=direct_cot,
-            kept=None if own_text else report.kept,
-            text=clean_reply(result.text) if own_text else None,
+            kept=None if own_text else kept,
+            text=text if own_text else None,
             status="accepted",
             attempts=tuple(self.attempts),
-            flags=_gain_flag(self.record, report.kept),
+            flags=_gain_flag(self.record, kept),
             prompt_sha256=_sha256(prompt),
         )
 

@@ -54,8 +54,18 @@ class PruneConfig(BaseModel):
     """Fence inserted text with one backtick more than it contains."""
     direct_temperature: float = Field(0.0, ge=0)  # §4.1
     rewrite_temperature: float = Field(2.0, ge=0)  # §4.1: "high-temperature sampling"
+    rewrite_ladder: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Temperatures of the second and later rewrite attempts, the last for all that follow; empty:
+    `rewrite_temperature` for every attempt (§3.2).
+    """
     select_temperature: float = Field(0.6, ge=0)
     max_reply_tokens: int = Field(16384, ge=1)
+    context_tokens: int | None = Field(None, ge=2048)
+    """The LLM's context: replies are bounded by what the prompt leaves of it, and `select` shows a
+    CoT that does not fit in overlapping windows.
+    """
+    protect_code: bool = False
+    """Steps with fenced or unfenced code stay in stage 1. Without effect on text of the LLM."""
     match: Literal["align", "paper"] = "align"
     """How a rewritten reply is proved: in-order word alignment (ours), or Algorithm 1."""
     tau: Share = 0.6  # §4.1, Algorithm 1

@@ -2,13 +2,18 @@
 
 AsapError(code, detail, retryable, context)
 ├─ InvalidInput            a malformed triple, dataset line, option or reply schema
+├─ Unauthorized            no key, or one that opens nothing
+├─ Forbidden               the key's role does not go so far
+├─ CostCapReached          the job would cost, or has cost, more than its cap
 ├─ NotFound                a file, dataset, model or record that is not there
+├─ Conflict                the object's state does not allow it
 ├─ Overloaded              too much work is waiting                 (retryable)
 ├─ CoarseExhausted         no valid coarse CoT within max_attempts, only when on_fail="drop"
 ├─ UpstreamError           the LLM server answered nonsense
 │   ├─ UpstreamTimeout     … not in time                            (retryable)
 │   └─ UpstreamUnavailable … with 429, 5xx or a refused connection  (retryable)
 ├─ CapacityError           device out of memory                     (retryable)
+│   └─ StorageFull         … no room on the server's disk           (retryable)
 └─ Misconfigured           a setting that cannot work, found at the start
 """
 
@@ -20,10 +25,15 @@ __all__ = [
     "AsapError",
     "CapacityError",
     "CoarseExhausted",
+    "Conflict",
+    "CostCapReached",
+    "Forbidden",
     "InvalidInput",
     "Misconfigured",
     "NotFound",
     "Overloaded",
+    "StorageFull",
+    "Unauthorized",
     "UpstreamError",
     "UpstreamTimeout",
     "UpstreamUnavailable",
@@ -53,10 +63,34 @@ class InvalidInput(AsapError):
     code = "invalid-input"
 
 
+class Unauthorized(AsapError):
+    """There is no key, or it is unknown, expired or revoked; never says which."""
+
+    code = "unauthorized"
+
+
+class Forbidden(AsapError):
+    """The key is good, but its role does not allow the call."""
+
+    code = "forbidden-role"
+
+
+class CostCapReached(AsapError):
+    """LLM calls of the job would cost, or have cost, more than its cap allows."""
+
+    code = "cost-cap-reached"
+
+
 class NotFound(AsapError):
     """The named file, dataset, model or record does not exist."""
 
     code = "not-found"
+
+
+class Conflict(AsapError):
+    """What is asked does not fit the state of the object now."""
+
+    code = "job-finished"
 
 
 class Overloaded(AsapError):
@@ -97,6 +131,12 @@ class CapacityError(AsapError):
 
     code = "device-out-of-memory"
     retryable = True
+
+
+class StorageFull(CapacityError):
+    """The disk that holds uploads has too little room."""
+
+    code = "insufficient-storage"
 
 
 class Misconfigured(AsapError):

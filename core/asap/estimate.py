@@ -7,15 +7,16 @@ they make an estimate, not a promise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from asap.config import PruneConfig
 from asap.methods import get_method
 from asap.ports import TokenCounter
 from asap.types import Record, Usage
 
-__all__ = ["Estimate", "Summary", "estimate"]
+__all__ = ["Estimate", "Prices", "RoughCounter", "Summary", "estimate", "uses_llm"]
 
 DIRECT_PROMPT, COARSE_PROMPT = 80, 260
 """Tokens of the prompt templates themselves."""
@@ -27,20 +28,68 @@ SELECT_TOKENS_PER_STEP = 1.4
 """Reply of `select` per numbered step: about half of the steps are kept, three tokens each."""
 
 
+class RoughCounter:
+    """Tokens where there is no tokenizer: characters divided by a mean; its name says so."""
+
+    def __init__(self, characters_per_token: float = 3.5) -> None:
+        self._characters_per_token = characters_per_token
+
+    @property
+    def tokenizer_name(self) -> str:
+        """No tokenizer, but the rule."""
+        return f"characters/{self._characters_per_token:.3g}"
+
+    def count(self, text: str) -> int:
+        """About so many tokens."""
+        return math.ceil(len(text) / self._characters_per_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What an LLM server charges, in US dollars per million tokens."""
+
+    price_in: float
+    price_out: float
+    price_cached: float | None = None
+    """Prompt tokens found in the server's prefix cache; None: like the others."""
+    batch_share: float = 0.5
+    """A batch's part of these prices."""
+
+    def usd(
+        self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, batch: bool = False
+    ) -> float:
+        """US dollars; `cached` of the prompt's tokens were in the prefix cache."""
+        price_cached = self.price_in if self.price_cached is None else self.price_cached
+        paid = (
+            (prompt_tokens - cached) * self.price_in
+            + cached * price_cached
+            + completion_tokens * self.price_out
+        )
+        return paid * (self.batch_share if batch else 1.0) / 1e6
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Planned work; money only when prices are known."""
 
-    records: int
-    cot_tokens: int
-    llm_calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    scored_tokens: int
+    records: int = 0
+    cot_tokens: int = 0
+    llm_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    scored_tokens: int = 0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def cost_usd(self, price_in: float, price_out: float) -> float:
         """US dollars at prices per million tokens."""
-        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
+        return Prices(price_in, price_out).usd(self.prompt_tokens, self.completion_tokens)
+
+
+def uses_llm(config: PruneConfig) -> bool:
+    """Whether a run with this configuration asks an LLM, which is all that costs money."""
+    return "anchor" in get_method(config.method).stages and config.anchor == "llm"
 
 
 def estimate(records: Iterable[Record], config: PruneConfig, counter: TokenCounter) -> Estimate:
@@ -48,7 +97,7 @@ def estimate(records: Iterable[Record], config: PruneConfig, counter: TokenCount
     pass.
     """
     stages = get_method(config.method).stages
-    uses_llm = "anchor" in stages and config.anchor == "llm"
+    asks_llm = uses_llm(config)
     number = cot_tokens = calls = prompt = completion = scored = 0
     for record in records:
         question, cot, answer = (
@@ -57,7 +106,7 @@ def estimate(records: Iterable[Record], config: PruneConfig, counter: TokenCount
         )
         number += 1
         cot_tokens += cot
-        if uses_llm:
+        if asks_llm:
             calls += 1
             prompt += DIRECT_PROMPT + question + answer
             completion += DIRECT_REPLY
@@ -70,7 +119,7 @@ def estimate(records: Iterable[Record], config: PruneConfig, counter: TokenCount
         if "surprisal" in stages and get_method(config.method).needs_scores:
             share = 1.0
             if "anchor" in stages:
-                share = REWRITE_SHARE if uses_llm else config.extractive_keep
+                share = REWRITE_SHARE if asks_llm else config.extractive_keep
             scored += question + int(cot * share)
     return Estimate(number, cot_tokens, calls, prompt, completion, scored)
 

@@ -7,28 +7,33 @@ on the record.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 from asap.config import PruneConfig, ScoreName
 from asap.errors import InvalidInput
 from asap.methods import get_method
-from asap.ports import Scorer, ScoreRequest, TokenCounter
+from asap.ports import Scorer, ScoreRequest, ScoreSession, TokenCounter
 from asap.selection import Selection, remove_lowest, token_budget
 from asap.steps import join_steps
 from asap.types import FineBlock, Record, StepScores, TokenCounts
 
 __all__ = ["count_tokens", "fine_prune", "rebudget"]
 
+# surprisal and entropy of the first token come from the same row of logits: both are kept
+_FREE: tuple[ScoreName, ...] = ("first_token_surprisal", "first_token_entropy")
+
 
 async def fine_prune(records: Sequence[Record], scorer: Scorer) -> list[Record]:
     """Each record with its `fine` block and token counts; records without text pass untouched."""
     counted = [count_tokens(record, scorer) for record in records]
     todo = [i for i, record in enumerate(counted) if record.coarse_steps]
-    scored = await scorer.score([_request(counted[i]) for i in todo])
+    requests = deque(_request(counted[i], scorer) for i in todo)
+    scored = await scorer.score(tuple(requests))
     for i, step_scores in zip(todo, scored, strict=True):
-        record = counted[i]
-        if record.config.mode == "iterative" and get_method(record.config.method).needs_scores:
-            block = await _prune_iteratively(record, step_scores, scorer)
+        record, request = counted[i], requests.popleft()  # its session ends with its record
+        if _in_rounds(record.config):
+            block = await _prune_iteratively(record, step_scores, scorer, request.session)
         else:
             block = _prune_once(record, step_scores, scorer.name, counter=scorer)
         counted[i] = count_tokens(record.with_fine(block), scorer)
@@ -85,15 +90,20 @@ def count_tokens(record: Record, counter: TokenCounter) -> Record:
     )
 
 
-def _request(record: Record) -> ScoreRequest:
+def _request(record: Record, scorer: Scorer) -> ScoreRequest:
     config = record.config
     wanted = get_method(config.method).needs_scores and len(record.coarse_steps) > 1
     if not config.score_within_budget and config.step_ratio is None and record.tokens is not None:
         wanted = wanted and record.tokens.coarse > _budget(record, bos=0)
-    # surprisal and entropy of the first token come from the same row of logits: both are kept
-    free: tuple[ScoreName, ...] = ("first_token_surprisal", "first_token_entropy")
+    offered = getattr(scorer, "offers", _FREE)  # a scorer that knows less says so
+    free = (name for name in _FREE if name in offered)
     names = tuple(dict.fromkeys((config.score, *free))) if wanted else ()
-    return ScoreRequest(record.triple.question, record.coarse_steps, names, config.context)
+    session = ScoreSession() if names and _in_rounds(config) else None
+    return ScoreRequest(record.triple.question, record.coarse_steps, names, config.context, session)
+
+
+def _in_rounds(config: PruneConfig) -> bool:
+    return config.mode == "iterative" and get_method(config.method).needs_scores
 
 
 def _budget(record: Record, bos: int) -> int:
@@ -206,9 +216,11 @@ def _remove_by_real_counts(
     return after(low)
 
 
-async def _prune_iteratively(record: Record, scored: StepScores, scorer: Scorer) -> FineBlock:
+async def _prune_iteratively(
+    record: Record, scored: StepScores, scorer: Scorer, session: ScoreSession | None
+) -> FineBlock:
     """Re-score what is left after every `rescore_every` removals (ours; the scripts only advertise
-    it).
+    it). The session lets a round cost only the steps behind the first removed one.
     """
     assert record.tokens is not None
     config, size = record.config, len(scored.tokens)
@@ -239,6 +251,7 @@ async def _prune_iteratively(record: Record, scored: StepScores, scorer: Scorer)
             tuple(record.coarse_steps[i] for i in left),
             (config.score,),
             config.context,
+            session,
         )
         [current] = await scorer.score([request])
     flags = [*scored.flags, *(["over_budget"] if choice.over_budget else [])]

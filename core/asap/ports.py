@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from asap.config import ScoreName
 from asap.types import StepScores, Usage
 
-__all__ = ["ChatModel", "ChatResult", "Sampling", "ScoreRequest", "Scorer", "TokenCounter"]
+__all__ = [
+    "ChatModel",
+    "ChatResult",
+    "Sampling",
+    "ScoreRequest",
+    "ScoreSession",
+    "Scorer",
+    "TokenCounter",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,14 @@ class TokenCounter(Protocol):
         """Number of ids of `text`, special tokens not included."""
 
 
+class ScoreSession:
+    """Ties the requests of one CoT's rounds together; compared by identity.
+
+    As long as it lives, a scorer may keep what it knows of the last round, so that the next one
+    costs only what changed. The scores do not depend on it.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
     """One CoT to score: its question, its steps in order, and which scores are wanted.
@@ -68,6 +84,7 @@ class ScoreRequest:
     steps: tuple[str, ...]
     scores: tuple[ScoreName, ...]
     context: Literal["raw", "chat"] = "raw"
+    session: ScoreSession | None = field(default=None, compare=False, repr=False)
 
 
 class Scorer(TokenCounter, Protocol):

@@ -70,21 +70,27 @@ The compressed thinking is:
 """
 
 # Ours: the rules of the paper's prompt, for an answer of a few dozen tokens instead of thousands.
+# What never changes comes first, then what is longest and is the trace's own: providers charge less
+# for a prompt that begins as an earlier one did, with another anchor or after a restart.
 _SELECT = """\
 The thinking below is split into numbered steps. Choose the steps to keep by referring to the provided solution. The goal is to remove irrelevant reasoning paths while retaining all content along the core reasoning path. Follow these strict rules:
 1. Use solution only to determine which steps of the thinking are relevant.
 2. Aggressively drop alternative paths, repetitions and dead ends that are not part of the core reasoning path.
 3. Keep examples, reflections, and tests that help illustrate, verify, or analyze the core reasoning path.
 4. What is kept must read as one line of reasoning from the first kept step to the last.
-Solution:
-```
-{solution}
-```
 Thinking:
 ```
 {think}
 ```
+Solution:
+```
+{solution}
+```
 Answer with one JSON object and nothing else: the numbers of the steps to keep, in increasing order, as in {"keep": [1, 2, 5]}.
+"""
+
+_PART = """
+The thinking above is steps {first} to {last} of {total}; the others are chosen apart. When none of these is needed, the list is empty.
 """
 
 KEEP_SCHEMA: dict[str, Any] = {
@@ -142,10 +148,24 @@ def coarse_prompt(
     return _render(template, fence_safety=fence_safety, solution=solution, think=think)
 
 
-def select_prompt(steps: Sequence[str], solution: str, *, fence_safety: bool = True) -> str:
-    """Ask for the numbers, counted from 1, of the steps to keep (protocol `select`)."""
-    think = "\n\n".join(f"[{number}] {step}" for number, step in enumerate(steps, start=1))
-    return _render(_SELECT, fence_safety=fence_safety, solution=solution, think=think)
+def select_prompt(
+    steps: Sequence[str],
+    solution: str,
+    *,
+    first: int = 1,
+    total: int | None = None,
+    fence_safety: bool = True,
+) -> str:
+    """Ask for the numbers of the steps to keep (protocol `select`).
+
+    The steps are numbered from `first`; they are a part when `total` says that there are more.
+    """
+    think = "\n\n".join(f"[{number}] {step}" for number, step in enumerate(steps, start=first))
+    prompt = _render(_SELECT, fence_safety=fence_safety, solution=solution, think=think)
+    if total is None or total == len(steps):
+        return prompt
+    last = first + len(steps) - 1
+    return prompt + _PART.format(first=first, last=last, total=total).rstrip("\n")
 
 
 def clean_reply(reply: str) -> str:
@@ -153,32 +173,37 @@ def clean_reply(reply: str) -> str:
     return unwrap(reply)
 
 
-def parse_selection(reply: str, steps: int) -> list[int] | None:
+def parse_selection(
+    reply: str, last: int, *, first: int = 1, may_be_empty: bool = False
+) -> list[int] | None:
     """The step numbers of a `select` reply, sorted, each once; None when it names none or a wrong
-    one.
+    one. An empty list is a choice only when it `may_be_empty`.
 
     Takes the JSON object that was asked for, also inside a fence or prose; failing that the value
-    behind "keep", or the last list. Items are numbers from 1 to `steps`, as strings too, or ranges
+    behind "keep", or the last list. Items are numbers from `first` to `last`, as strings too, or ranges
     such as "3-7".
     """
     numbers: set[int] = set()
-    for item in _selected_items(clean_reply(reply)):
+    items = _selected_items(clean_reply(reply))
+    if not items:
+        return [] if may_be_empty and items is not None else None
+    for item in items:
         span = _ITEM.fullmatch(item.strip())
         if span is None:
             return None
-        first, last = int(span[1]), int(span[2] or span[1])
-        if not 1 <= first <= last <= steps:
+        low, high = int(span[1]), int(span[2] or span[1])
+        if not first <= low <= high <= last:
             return None
-        numbers.update(range(first, last + 1))
-    return sorted(numbers) or None
+        numbers.update(range(low, high + 1))
+    return sorted(numbers)
 
 
-def _selected_items(text: str) -> list[str]:
+def _selected_items(text: str) -> list[str] | None:
     try:
         value = json.loads(text)
     except ValueError:  # prose around the object, or ranges that are no JSON
         lists = _KEEP.findall(text) or _LIST.findall(text)
-        return lists[-1].strip("[]").replace('"', "").split(",") if lists else []
+        return lists[-1].strip("[]").replace('"', "").split(",") if lists else None
     if isinstance(value, dict):
         value = value.get("keep")
-    return [str(item) for item in value] if isinstance(value, list) else []
+    return [str(item) for item in value] if isinstance(value, list) else None

@@ -87,6 +87,8 @@ class Usage(Frozen):
 
     calls: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of `prompt_tokens` that the server had in its prefix cache."""
     completion_tokens: int = 0
     cost_usd: float | None = None
 
@@ -95,6 +97,7 @@ class Usage(Frozen):
         return Usage(
             calls=self.calls + other.calls,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             cost_usd=sum(costs) if costs else None,
         )

@@ -25,8 +25,24 @@ from kombu import Connection, Producer  # type: ignore[import-untyped]
 from kombu.exceptions import OperationalError  # type: ignore[import-untyped]
 
 from asap.errors import InvalidInput, Misconfigured
-from asap_runtime.celery_worker import QUEUE_PREFIX, RETRY_S, RUN, SELF, build_app, build_worker
-from asap_runtime.queue import CAPACITY, DRAIN_S, Backlog, Handler, Handlers, Message
+from asap_runtime.celery_worker import (
+    ITEMS,
+    QUEUE_PREFIX,
+    RETRY_S,
+    RUN,
+    SELF,
+    build_app,
+    build_worker,
+)
+from asap_runtime.queue import (
+    CAPACITY,
+    DRAIN_S,
+    Backlog,
+    Handler,
+    Handlers,
+    Message,
+    Slots,
+)
 
 __all__ = ["CeleryQueue"]
 
@@ -62,7 +78,7 @@ class CeleryQueue:
         if self._consumer is not None:
             raise Misconfigured("over Redis, a process consumes one stage: start one for each")
         hostname = f"{stage}-{uuid.uuid4().hex[:12]}@{socket.gethostname()}"
-        self._consumer = _Consumer(stage, handler, concurrency, hostname)
+        self._consumer = _Consumer(stage, handler, Slots(concurrency), hostname)
         self._broker.direct = worker_direct(hostname)
         self._broker.start()
         self._consumer.thread = threading.Thread(
@@ -76,7 +92,9 @@ class CeleryQueue:
         return self._broker.up is True
 
     def pending(self, stage: str) -> int | None:
-        """Messages waiting in Redis at the last look; the first call only starts looking."""
+        """Messages waiting in Redis at the last look, and those sent since; the first call only
+        starts looking.
+        """
         self._broker.start()
         self._broker.stages.add(stage)
         return self._broker.sizes.get(stage) if self._broker.up else None
@@ -87,7 +105,7 @@ class CeleryQueue:
         Zero while every thread works: then no message can come, and nothing is wrong.
         """
         consumer = self._consumer
-        if consumer is None or len(consumer.handlers) >= consumer.concurrency:
+        if consumer is None or consumer.slots.accepts() is None:
             return 0.0
         return time.monotonic() - consumer.seen_at
 
@@ -126,7 +144,7 @@ class CeleryQueue:
             worker = build_worker(
                 self._app,
                 stage=consumer.stage,
-                concurrency=consumer.concurrency,
+                slots=consumer.slots,
                 hostname=consumer.hostname,
             )
             consumer.worker = worker
@@ -175,7 +193,7 @@ class _Consumer:
 
     stage: str
     handler: Handler
-    concurrency: int
+    slots: Slots
     hostname: str
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     handlers: Handlers = field(default_factory=Handlers)
@@ -284,11 +302,14 @@ class _Broker:
             kwargs=message.to_wire(),
             queue=QUEUE_PREFIX + message.stage,
             priority=message.priority,
+            headers={ITEMS: len(message.item_ids)},
             producer=producer,
             # Otherwise every message carries its arguments a second time, as text for logs.
             argsrepr="",
             kwargsrepr="",
         )
+        if message.stage in self.stages:
+            self.sizes[message.stage] = self.sizes.get(message.stage, 0) + 1
 
     def _look(self, channel: object, producer: Producer) -> None:
         """Ask what `healthy` and `pending` say until the next look; write to ourselves."""

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -24,13 +25,28 @@ from kombu import Connection  # type: ignore[import-untyped]
 from kombu.asynchronous import set_event_loop  # type: ignore[import-untyped]
 from kombu.transport import redis, virtual  # type: ignore[import-untyped]
 
-__all__ = ["QUEUE_PREFIX", "RETRY_S", "RUN", "SELF", "Consumer", "build_app", "build_worker"]
+from asap_runtime.queue import LIVE, MAX_ITEMS, Slots
+
+__all__ = [
+    "ITEMS",
+    "QUEUE_PREFIX",
+    "RETRY_S",
+    "RUN",
+    "SELF",
+    "Consumer",
+    "build_app",
+    "build_worker",
+]
 
 QUEUE_PREFIX = "asap."
 RUN = "asap.run"
 """The task that hands a message to a stage's handler."""
 SELF = "asap.self"
 """The task by which a worker shows itself that messages arrive."""
+ITEMS = "asap_items"
+"""The header that says how many items a message names."""
+LIVE_ONLY_S = 0.05
+"""How long a fetch that leaves batch messages alone may wait; then there may be room for them."""
 RETRY_S = 1.0
 """Between attempts to reach a broker that is down."""
 
@@ -83,8 +99,9 @@ def build_app(url: str, discard: Callable[[str], None]) -> Celery:
     return app
 
 
-def build_worker(app: Celery, *, stage: str, concurrency: int, hostname: str) -> WorkController:
+def build_worker(app: Celery, *, stage: str, slots: Slots, hostname: str) -> WorkController:
     """A worker for one stage's queue and its own direct queue; `start()` blocks until it ends."""
+    app.conf.broker_transport_options["slots"] = slots
     # Globals: threads of the pool look their task up in the default application, and the hub of a
     # worker that ended is closed.
     app.set_default()
@@ -93,7 +110,7 @@ def build_worker(app: Celery, *, stage: str, concurrency: int, hostname: str) ->
         app=app,
         hostname=hostname,
         pool="threads",
-        concurrency=concurrency,
+        concurrency=slots.most,
         queues=[QUEUE_PREFIX + stage],
         without_gossip=True,
         without_mingle=True,
@@ -109,15 +126,33 @@ class Message(virtual.Message):  # type: ignore[misc]
     delivered is not acknowledged at all: it comes again, and finds its rows finished.
     """
 
+    release: Callable[[], None] | None = None
+    """Gives the slot of the message back, once."""
+
     def ack_log_error(self, logger: object, errors: object, multiple: bool = False) -> None:
         """Acknowledge, or raise to make the consumer connect again."""
+        self._leave()
         if not self.channel.closed:
             self.ack(multiple)
 
     def reject_log_error(self, logger: object, errors: object, requeue: bool = False) -> None:
         """Reject, or raise to make the consumer connect again."""
+        self._leave()
         if not self.channel.closed:
             self.reject(requeue)
+
+    def hold(self, slots: Slots) -> None:
+        """Take a slot, from the moment of delivery on: before the next fetch."""
+        items = self.headers.get(ITEMS)
+        size = items if type(items) is int and 1 <= items <= MAX_ITEMS else MAX_ITEMS
+        taken = (self.properties.get("priority"), size)
+        slots.hold(*taken)
+        self.release = partial(slots.release, *taken)
+
+    def _leave(self) -> None:
+        if self.release is not None:
+            self.release()
+            self.release = None
 
 
 class QoS(redis.QoS):  # type: ignore[misc]
@@ -133,10 +168,26 @@ class QoS(redis.QoS):  # type: ignore[misc]
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """Reads from Redis; what is no JSON would end the worker in kombu's own channel."""
+    """Reads from Redis; what is no JSON would end the worker in kombu's own channel.
+
+    There, too, batch messages would take all threads, and a live one wait until one of them ends.
+    """
 
     Message = Message
     QoS = QoS
+
+    priority_steps: list[int]
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self.connection.client.transport_options["slots"].accepts() != LIVE:
+            super()._brpop_start(timeout)
+            return
+        every = self.priority_steps
+        self.priority_steps = every[:1]
+        try:
+            super()._brpop_start(LIVE_ONLY_S)
+        finally:
+            self.priority_steps = every
 
     def _brpop_read(self, **options: object) -> bool:
         try:
@@ -207,11 +258,13 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
     def create_task_handler(self) -> Callable[[Any], None]:
         """Celery's handler for our tasks only; it would end the worker on half-made envelopes."""
         handle = super().create_task_handler()
+        options = self.app.conf.broker_transport_options
 
         def accept(message: Any) -> None:
             try:
                 # Nothing of ours has a time to wait for; such a message would occupy the worker.
                 if message.headers["task"] in (RUN, SELF) and not message.headers.get("eta"):
+                    message.hold(options["slots"])
                     handle(message)
                     return
                 reason = "unknown-task"
@@ -219,7 +272,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
                 raise
             except Exception:
                 reason = "bad-headers"
-            self.app.conf.broker_transport_options["discard"](reason)
+            options["discard"](reason)
             message.ack_log_error(get_logger(__name__), self.connection_errors)
 
         return accept

@@ -30,6 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from asap.errors import Misconfigured, UpstreamUnavailable
+from asap_runtime.telemetry import DB_SECONDS
 
 __all__ = ["SECOND", "Database", "after", "now", "open_engine"]
 
@@ -153,12 +154,17 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with _translated(), self.engine.begin() as connection:
+        with DB_SECONDS.labels("read").time(), _translated(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that commits at the end of the block and rolls back on an exception."""
+        with DB_SECONDS.labels("write").time(), self._writing() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
         if not self.is_sqlite:
             with _translated(), self.engine.begin() as connection:
                 yield connection

@@ -8,38 +8,30 @@ next one is read. Memory is one line, or one Parquet batch.
 from __future__ import annotations
 
 import gzip
-import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from pydantic import ValidationError
 
-from asap.errors import AsapError, InvalidInput, NotFound
+from asap.errors import InvalidInput, NotFound
 from asap.types import Record
+from asap_runtime.json_lines import Line, ReadLimits, read_json_lines
 
 __all__ = [
+    "ENDINGS",
     "Line",
     "count_lines",
+    "ending_of",
     "read_lines",
     "read_records",
 ]
 
+ENDINGS = (".jsonl.gz", ".ndjson.gz", ".jsonl", ".ndjson", ".parquet")
+"""File names that tell a known format."""
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PARQUET_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a data set: its number, counted from 1, and its object or what is wrong with
-    it.
-    """
-
-    number: int
-    row: Mapping[str, Any] | None
-    error: AsapError | None = None
 
 
 def read_lines(source: str) -> Iterator[Line]:
@@ -58,59 +50,24 @@ def read_lines(source: str) -> Iterator[Line]:
 
 
 def _open_file(path: Path) -> Iterator[Line]:
-    name = path.name.lower()
+    ending = ending_of(path.name)
+    if ending is None:
+        raise InvalidInput(
+            f"{str(path)!r} has an unknown ending; known are .jsonl, .jsonl.gz, .ndjson and "
+            ".parquet"
+        )
+    if ending == ".parquet":
+        return _from_parquet(path)
     try:
-        if name.endswith(".parquet"):
-            return _from_parquet(path)
-        if name.endswith((".jsonl.gz", ".ndjson.gz")):
-            return _from_json_lines(gzip.open(path, "rb"), path)
-        if name.endswith((".jsonl", ".ndjson")):
-            return _from_json_lines(path.open("rb"), path)
+        stream = path.open("rb")
     except OSError as error:
         raise NotFound(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    raise InvalidInput(
-        f"{str(path)!r} has an unknown ending; known are .jsonl, .jsonl.gz, .ndjson and .parquet"
-    )
+    return read_json_lines(stream, ReadLimits(), compressed=ending.endswith(".gz"))
 
 
-def _from_json_lines(stream: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[Line]:
-    with stream:
-        number = 0
-        while True:
-            number += 1
-            try:
-                raw = stream.readline()
-            except (OSError, EOFError) as error:
-                yield Line(number, None, InvalidInput(f"{path.name!r} is broken here: {error}"))
-                return
-            if not raw:
-                return
-            if raw.strip():
-                yield _parse(number, raw)
-
-
-def _parse(number: int, raw: bytes) -> Line:
-    try:
-        row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        problem = InvalidInput(f"not UTF-8 at byte {error.start}", code="invalid-utf8")
-    except RecursionError:
-        problem = InvalidInput("JSON nested too deeply", code="malformed-json")
-    except json.JSONDecodeError as error:
-        problem = InvalidInput(
-            f"not JSON at column {error.colno}: {error.msg}", code="malformed-json"
-        )
-    except ValueError as error:
-        problem = InvalidInput(f"not JSON: {error}", code="malformed-json")
-    else:
-        if isinstance(row, dict):
-            return Line(number, row)
-        problem = InvalidInput(f"expected a JSON object, found {type(row).__name__}")
-    return Line(number, None, problem)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def ending_of(name: str) -> str | None:
+    """The ending of a file name that tells a known format, lower case."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
 
 
 def _from_parquet(path: Path) -> Iterator[Line]:

@@ -15,7 +15,7 @@ from itertools import groupby
 from asap_runtime.queue import Message, TaskQueue
 from asap_runtime.store import MAX_BATCH, JobStore
 from asap_runtime.sweep import Sweep
-from asap_runtime.telemetry import trace_context
+from asap_runtime.telemetry import trace_carrier
 from asap_runtime.values import Outcome
 
 __all__ = ["Finisher"]
@@ -61,9 +61,11 @@ class Finisher:
         for (stage, priority), group in groupby(
             moved, key=lambda o: (str(o.next_stage), o.claim.priority)
         ):
-            due = [outcome.claim.due() for outcome in group]
+            claims = [outcome.claim for outcome in group]
+            due = [claim.due() for claim in claims]
             ids = tuple(str(item.id) for item in due)
-            if self._queue.publish(Message(stage, ids, priority, trace_context())):
+            carrier = trace_carrier(claims[0].trace)
+            if self._queue.publish(Message(stage, ids, priority, carrier)):
                 published += due
         self._sweep.mark_published(published)
         return touched

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Self
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Literal, Self
 from uuid import uuid4
 
+from asap_runtime.brokers import open_queue
 from asap_runtime.database import Database, open_engine
 from asap_runtime.migrate import upgrade
-from asap_runtime.queue import TaskQueue, open_queue
+from asap_runtime.queue import TaskQueue
 from asap_runtime.settings import RuntimeSettings
 from asap_runtime.stage import RunnerLimits, Stage, StageRunner
 from asap_runtime.store import JobStore
@@ -39,7 +40,7 @@ class StageHost:
     """Started stages that take items from the queue until the block ends.
 
     `async with` starts every stage and the sweeper; leaving it stops claiming, gives leases back
-    and lets go of engines and connections.
+    and lets go of engines and connections. `chores` are loops that run beside the stages.
     """
 
     def __init__(
@@ -48,37 +49,62 @@ class StageHost:
         queue: TaskQueue,
         stages: Sequence[Stage],
         *,
+        chores: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
         limits: RunnerLimits | None = None,
         sweep_period_s: float = 1.0,
     ) -> None:
-        self.queue, self._stages, self._limits = queue, stages, limits
+        self.database, self.queue, self.stages = database, queue, tuple(stages)
+        self.phase: Literal["starting", "running", "draining"] = "starting"
+        self._chores, self._limits = chores, limits
         self._store, self._sweep = JobStore(database), Sweep(database)
         self._sweeper = Sweeper(self._sweep, queue, STAGE_NAMES, period_s=sweep_period_s)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
-        self._tasks: list[asyncio.Task[None]] = []
+        self._leaving = AsyncExitStack()
 
     @classmethod
-    def open(cls, settings: RuntimeSettings, database: Database, stages: Sequence[Stage]) -> Self:
+    def open(
+        cls,
+        settings: RuntimeSettings,
+        database: Database,
+        stages: Sequence[Stage],
+        chores: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
+    ) -> Self:
         """A host on the queue of the settings."""
-        return cls(database, open_queue(settings.queue_url), stages)
+        return cls(database, open_queue(settings.queue_url), stages, chores=chores)
 
     async def __aenter__(self) -> Self:
-        for stage in self._stages:
-            await stage.start()
-            runner = StageRunner(
-                stage, self._store, self._sweep, self.queue, owner=self._owner, limits=self._limits
-            )
-            self.queue.consume(stage.name, runner.run, concurrency=stage.concurrency)
-            self._tasks.append(asyncio.create_task(runner.poll(POLL_S)))
-        self._tasks.append(asyncio.create_task(self._sweeper.run()))
+        # Whatever ends the start, what was started before is stopped, in the opposite order.
+        async with AsyncExitStack() as started:
+            started.callback(self.queue.close)
+            for stage in self.stages:
+                await stage.start()
+                started.push_async_callback(stage.stop)
+            started.push_async_callback(self.queue.drain)
+            for stage in self.stages:
+                runner = self._runner(stage)
+                self.queue.consume(stage.name, runner.run, concurrency=stage.concurrency)
+                started.push_async_callback(_end, asyncio.create_task(runner.poll(POLL_S)))
+            for chore in (self._sweeper.run, *self._chores):
+                started.push_async_callback(_end, asyncio.create_task(chore()))
+            self._leaving = started.pop_all()
+        self.phase = "running"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await self.queue.drain()
-        for stage in self._stages:
-            await stage.stop()
-        self.queue.close()
+        self.phase = "draining"
+        await self._leaving.aclose()
+
+    def wake(self) -> None:
+        """There are new items: the sweeper looks now, not at the next second. From any thread."""
+        self._sweeper.wake()
+
+    def _runner(self, stage: Stage) -> StageRunner:
+        return StageRunner(
+            stage, self._store, self._sweep, self.queue, owner=self._owner, limits=self._limits
+        )
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -6,24 +6,61 @@ No item is claimed before that word: a job that turns out to be unreadable has c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from uuid import uuid4
 
 from pydantic import JsonValue
-from sqlalchemy import Connection, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, null, select, update
 
 from asap.errors import InvalidInput
 from asap_runtime.database import Database, after, now
 from asap_runtime.tables import idempotency, items, jobs
 from asap_runtime.values import ItemProblem, NewItem, pack
 
-__all__ = ["JobIntake"]
+__all__ = ["LEASE_S", "REPORTED_LINES", "JobIntake", "Source", "in_batches", "takes_items"]
 
 BATCH = 500
-"""Items per transaction: no writer waits long, and memory does not grow with the input."""
+BATCH_BYTES = 8 * 2**20
+"""Items and payload per transaction: no writer waits long, and memory does not grow with the
+input."""
 REPORTED_LINES = 100
 """Problems kept of a rejected job."""
+LEASE_S = 60.0
+"""How long a process that takes a stored file in may be silent before another one goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLines:
+    """A stored file that holds a job's lines, and how to read it."""
+
+    key: str
+    ending: str
+    schema: str
+    owned: bool
+    """An upload, deleted when its lines are in; a data set stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScores:
+    """An ended job of the same tenant, whose scores are used again."""
+
+    scores_from: str
+
+
+Source = StoredLines | StoredScores
+"""What a job is taken in from, after the request that made it was answered."""
+
+
+def source_to_json(source: Source) -> str:
+    """One JSON object."""
+    return json.dumps(asdict(source))
+
+
+def source_from_json(stored: str) -> Source:
+    """The inverse of `source_to_json`."""
+    fields = json.loads(stored)
+    return StoredScores(**fields) if "scores_from" in fields else StoredLines(**fields)
 
 
 class JobIntake:
@@ -42,11 +79,15 @@ class JobIntake:
         expires_in_s: float | None = None,
         idempotency_key: str | None = None,
         trace: str | None = None,
+        webhook: str | None = None,
+        cost_cap: int | None = None,
+        source: Source | None = None,
     ) -> str:
-        """The id of a new job without items.
+        """The id of a new job without items. One with a source waits to be taken in.
 
         With a key that `remember` called new, the job's id is tied to the key in the same
         transaction: a request that dies afterwards has left a trace that its repetition finds.
+        The cap is in millionths of a US dollar.
         """
         job_id = uuid4().hex
         row = {
@@ -56,6 +97,9 @@ class JobIntake:
             "config": json.dumps(dict(config)),
             "priority": priority,
             "trace": trace,
+            "webhook": webhook,
+            "cost_cap": cost_cap,
+            "source": None if source is None else source_to_json(source),
             "created_at": now(),
             "expires_at": null() if expires_in_s is None else after(expires_in_s),
         }
@@ -70,74 +114,111 @@ class JobIntake:
         return job_id
 
     def add_items(self, job_id: str, new: Iterable[NewItem]) -> int:
-        """Append items in input order, `BATCH` per transaction; how many.
+        """Append items in input order, in batches of their own transaction; how many.
 
         A `custom_id` that the job has already makes its line a failed item. Raises InvalidInput
         (`job-finished`) once the job is cancelled, rejected or complete; earlier batches stay.
         """
-        source = iter(new)
         added = 0
-        while batch := list(islice(source, BATCH)):
-            with self._database.write() as connection:
-                tenant, priority = _open_job(connection, job_id)
-                start = _next_position(connection, job_id)
-                taken = _taken(connection, job_id, batch)
-                rows = []
-                for position, item in enumerate(batch, start):
-                    row = _row(position, _checked(item, taken))
-                    rows.append({"job_id": job_id, "tenant": tenant, "priority": priority, **row})
-                connection.execute(insert(items), rows)
-                connection.execute(
-                    update(items)
-                    .where(
-                        items.c.job_id == job_id,
-                        items.c.position >= start,
-                        items.c.status.in_(("succeeded", "failed")),
-                    )
-                    .values(finished_at=now())
-                )
+        for batch in in_batches(new):
+            self.add_batch(job_id, batch)
             added += len(batch)
         return added
 
-    def mark_ingested(self, job_id: str) -> bool:
-        """All items are in, work may begin. False when the job was stopped before or is whole."""
-        return self._set_fact(job_id, ingested_at=now())
+    def add_batch(
+        self,
+        job_id: str,
+        batch: Sequence[NewItem],
+        *,
+        lease: int | None = None,
+        lease_s: float = LEASE_S,
+    ) -> int | None:
+        """One transaction of `add_items`. With the lease of a taking: raises as well when it is no
+        longer held, and extends it; the new lease.
+        """
+        payloads = [None if item.payload is None else pack(item.payload) for item in batch]
+        with self._database.write() as connection:
+            tenant, priority = _open_job(connection, job_id, lease)
+            start = _next_position(connection, job_id)
+            taken = _taken(connection, job_id, batch)
+            rows: list[dict[str, object]] = []
+            for position, item in enumerate(batch, start):
+                kept = _checked(item, taken)
+                row = {"job_id": job_id, "tenant": tenant, "priority": priority}
+                rows.append({**row, **_row(position, kept), "payload": payloads[position - start]})
+            connection.execute(insert(items), rows)
+            connection.execute(
+                update(items)
+                .where(
+                    items.c.job_id == job_id,
+                    items.c.position >= start,
+                    items.c.status.in_(("succeeded", "failed")),
+                )
+                .values(finished_at=now())
+            )
+            if lease is None:
+                return None
+            longer = (
+                update(jobs)
+                .where(jobs.c.id == job_id)
+                .values(intake_until=after(lease_s))
+                .returning(jobs.c.intake_until)
+            )
+            return int(connection.execute(longer).scalar_one())
 
-    def reject(self, job_id: str, problems: Sequence[ItemProblem]) -> bool:
+    def mark_ingested(self, job_id: str, *, lease: int | None = None) -> bool:
+        """All items are in, work may begin. False when the job was stopped before or is whole, or
+        the lease is no longer held.
+        """
+        return self._set_fact(job_id, lease, ingested_at=now())
+
+    def reject(
+        self, job_id: str, problems: Sequence[ItemProblem], *, lease: int | None = None
+    ) -> bool:
         """The input cannot be used; the first 100 problems are kept. False when too late."""
         reported = ",".join(problem.to_json() for problem in problems[:REPORTED_LINES])
-        return self._set_fact(job_id, rejected_at=now(), problem=f"[{reported}]")
+        return self._set_fact(job_id, lease, rejected_at=now(), problem=f"[{reported}]")
 
-    def _set_fact(self, job_id: str, **values: object) -> bool:
-        statement = (
-            update(jobs)
-            .where(
-                jobs.c.id == job_id,
-                jobs.c.ingested_at.is_(None),
-                jobs.c.rejected_at.is_(None),
-                jobs.c.cancelled_at.is_(None),
-            )
-            .values(values)
-        )
+    def _set_fact(self, job_id: str, lease: int | None, **values: object) -> bool:
+        statement = update(jobs).where(jobs.c.id == job_id, takes_items())
+        if lease is not None:
+            statement = statement.where(jobs.c.intake_until == lease)
         with self._database.write() as connection:
-            return connection.execute(statement).rowcount == 1
+            return connection.execute(statement.values(values)).rowcount == 1
 
 
-def _open_job(connection: Connection, job_id: str) -> tuple[str, int]:
-    """Tenant and priority of a job that still takes items; it cannot be cancelled meanwhile."""
-    row = connection.execute(
-        select(jobs.c.tenant, jobs.c.priority)
-        .where(
-            jobs.c.id == job_id,
-            jobs.c.ingested_at.is_(None),
-            jobs.c.rejected_at.is_(None),
-            jobs.c.cancelled_at.is_(None),
-        )
-        .with_for_update(read=True)
-    ).one_or_none()
+def in_batches(new: Iterable[NewItem]) -> Iterator[list[NewItem]]:
+    """Items as they come, `BATCH` at a time or `BATCH_BYTES` of payload."""
+    batch: list[NewItem] = []
+    size = 0
+    for item in new:
+        batch.append(item)
+        size += len(item.payload or b"")
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def takes_items() -> ColumnElement[bool]:
+    """The job is neither whole nor stopped."""
+    return and_(
+        jobs.c.ingested_at.is_(None), jobs.c.rejected_at.is_(None), jobs.c.cancelled_at.is_(None)
+    )
+
+
+def _open_job(connection: Connection, job_id: str, lease: int | None) -> tuple[str, int]:
+    """Tenant and priority of a job that still takes items; it cannot be cancelled meanwhile, nor
+    its lease be taken.
+    """
+    statement = select(jobs.c.tenant, jobs.c.priority).where(jobs.c.id == job_id, takes_items())
+    if lease is not None:
+        statement = statement.where(jobs.c.intake_until == lease)
+    row = connection.execute(statement.with_for_update(read=lease is None)).one_or_none()
     if row is None:
         raise InvalidInput(
-            f"job {job_id} takes no more items: it is complete, stopped or deleted",
+            f"job {job_id} takes no more items: it is complete, stopped, deleted or another's",
             code="job-finished",
         )
     return row.tenant, row.priority
@@ -193,5 +274,4 @@ def _row(position: int, item: NewItem) -> dict[str, object]:
         "content_hash": item.content_hash,
         "problem_code": item.problem.code if item.problem else None,
         "problem": item.problem.to_json() if item.problem else None,
-        "payload": None if item.payload is None else pack(item.payload),
     }

@@ -1,10 +1,11 @@
-"""Records out: the three layouts, written to JSONL, JSONL.gz or Parquet, whole or not at all."""
+"""Records out: the three layouts, as JSONL, JSONL.gz or Parquet; files whole or not at all."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,14 @@ from asap.errors import InvalidInput, NotFound
 from asap.thinking import render_target
 from asap.types import Record
 
-__all__ = ["Layout", "RecordWriter", "to_row"]
+__all__ = ["Format", "Layout", "RecordWriter", "in_chunks", "to_row"]
 
 Layout = Literal["record", "messages", "triple"]
-_PARQUET_ROWS = 256
+Format = Literal["jsonl", "parquet"]
+CHUNK = 2**16
+_GROUP_ROWS = 256
+_GROUP_CHARACTERS = 2**24
+"""Of a row group of Parquet, whichever comes first: what is in memory at a time."""
 
 
 def to_row(record: Record, layout: Layout) -> dict[str, Any]:
@@ -38,13 +43,50 @@ def to_row(record: Record, layout: Layout) -> dict[str, Any]:
     }
 
 
+def in_chunks(records: Iterable[Record], layout: Layout, format: Format) -> Iterator[bytes]:
+    """The records as a file that nobody seeks in, a piece at a time as they come."""
+    pending = _Pending()
+    sink = _Parquet(pending, layout) if format == "parquet" else _JsonLines(pending, layout)
+    for record in records:
+        sink.write(record)
+        if pending.size >= CHUNK:
+            yield pending.take()
+    sink.close()
+    if pending.size:
+        yield pending.take()
+
+
+class _Pending(io.RawIOBase):
+    """Holds what was written until it is taken."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._position = self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        self.size += len(data)
+        self._position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def take(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts, self.size = [], 0
+        return data
+
+
 class RecordWriter:
     """Writes records to a file by its ending (.jsonl, .jsonl.gz, .parquet); whole, or not at all.
 
     The file appears under its name when the `with` block ends without an exception. Parquet has
-    fixed
-    columns: other fields of the source are JSON in the column `meta`, and the `record` layout keeps
-    the whole record as JSON in the column `record`, beside columns to query.
+    fixed columns: other fields of the source are JSON in the column `meta`, and the `record` layout
+    keeps the whole record as JSON in the column `record`, beside columns to query.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
@@ -68,10 +110,14 @@ class RecordWriter:
         self.check(self._path)
         parquet = self._path.name.lower().endswith(".parquet")
         compressed = self._path.name.lower().endswith(".gz")
+        self._raw = self._part.open("wb")
         if parquet:
-            self._sink = _Parquet(self._part, self._layout)
+            self._sink = _Parquet(self._raw, self._layout)
+        elif compressed:  # no time stamp and no name in the header: equal records, equal bytes
+            stream = gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)
+            self._sink = _JsonLines(cast(IO[bytes], stream), self._layout)
         else:
-            self._sink = _JsonLines(self._part, self._layout, compressed)
+            self._sink = _JsonLines(self._raw, self._layout)
         return self
 
     def write(self, record: Record) -> None:
@@ -85,6 +131,7 @@ class RecordWriter:
         trace: TracebackType | None,
     ) -> None:
         self._sink.close()
+        self._raw.close()
         if kind is None:
             self._part.replace(self._path)
         else:
@@ -93,25 +140,19 @@ class RecordWriter:
 
 
 class _JsonLines:
-    def __init__(self, path: Path, layout: Layout, compressed: bool) -> None:
-        self._layout = layout
-        self._raw = path.open("wb")
-        self._binary: IO[bytes] = self._raw
-        if compressed:  # no time stamp and no name in the header: equal records, equal bytes
-            self._binary = cast(IO[bytes], gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0))
-        self._text = io.TextIOWrapper(self._binary, encoding="utf-8", newline="\n")
+    def __init__(self, stream: IO[bytes] | io.RawIOBase, layout: Layout) -> None:
+        self._stream, self._layout = stream, layout
 
     def write(self, record: Record) -> None:
-        row = to_row(record, self._layout)
-        self._text.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(to_row(record, self._layout), ensure_ascii=False) + "\n"
+        self._stream.write(line.encode())
 
     def close(self) -> None:
-        self._text.close()
-        self._raw.close()
+        self._stream.close()
 
 
 class _Parquet:
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, stream: IO[bytes] | io.RawIOBase, layout: Layout) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -133,7 +174,8 @@ class _Parquet:
         self._layout = layout
         self._rows: list[dict[str, Any]] = []
         self._table_of = partial(pa.Table.from_pylist, schema=pa.schema(columns[layout]))
-        self._writer = pq.ParquetWriter(path, pa.schema(columns[layout]))
+        self._writer = pq.ParquetWriter(stream, pa.schema(columns[layout]))
+        self._characters = 0
 
     def write(self, record: Record) -> None:
         if self._layout == "record":
@@ -142,12 +184,14 @@ class _Parquet:
             plain = record.triple.model_copy(update={"meta": {}})
             row = to_row(record.model_copy(update={"triple": plain}), self._layout)
             self._rows.append({**row, "meta": json.dumps(record.triple.meta)})
-        if len(self._rows) >= _PARQUET_ROWS:
+        triple = record.triple
+        self._characters += len(triple.question) + len(triple.cot) + len(triple.answer)
+        if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
         self._writer.write_table(self._table_of(self._rows))
-        self._rows = []
+        self._rows, self._characters = [], 0
 
     def close(self) -> None:
         self._flush()

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import JsonValue
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -19,6 +17,7 @@ from sqlalchemy import (
     Select,
     case,
     delete,
+    exists,
     func,
     insert,
     null,
@@ -27,15 +26,16 @@ from sqlalchemy import (
     update,
 )
 
-from asap.errors import InvalidInput
+from asap.errors import CostCapReached, InvalidInput
 from asap_runtime.database import Database, now
-from asap_runtime.phases import JobFacts, Phase, StageCount, phase
-from asap_runtime.store import has_status
+from asap_runtime.phases import JobFacts, StageCount
+from asap_runtime.store import affords, has_status
 from asap_runtime.sweep import Sweep
 from asap_runtime.tables import FINAL, OPEN, ItemStatus, items, jobs, problems
 from asap_runtime.values import ItemProblem, unpack
+from asap_runtime.views import ErrorSummary, ItemView, JobView, Result
 
-__all__ = ["ErrorSummary", "ItemView", "JobLedger", "JobView", "Result"]
+__all__ = ["JobLedger", "JobView", "Result"]
 
 PASS = 500
 """Items ended in the transaction of `cancel` itself; the sweeper ends the rest."""
@@ -43,59 +43,6 @@ DELETED_AT_ONCE = 2000
 RESULT_PAGE = 64
 """Results in memory at a time; one may have several MiB."""
 REPORTED_CODES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """A job as its tenant sees it. `cursor` is the place in `jobs()`."""
-
-    id: str
-    kind: str
-    config: Mapping[str, JsonValue]
-    priority: int
-    facts: JobFacts
-    counts: tuple[StageCount, ...]
-    problems: tuple[ItemProblem, ...]
-    cursor: str
-
-    @property
-    def phase(self) -> Phase:
-        """Derived from facts and counts."""
-        return phase(self.facts, self.counts)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemView:
-    """An item without its payload. Its position is its cursor in `items()`."""
-
-    position: int
-    line: int
-    custom_id: str | None
-    stage: str | None
-    status: ItemStatus
-    attempt: int
-    problem: ItemProblem | None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How one input line ended: the payload of a succeeded item, the problem of any other."""
-
-    position: int
-    line: int
-    custom_id: str | None
-    status: ItemStatus
-    payload: bytes | None
-    problem: ItemProblem | None
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorSummary:
-    """One problem code of a job: how many items, and the first input line that has it."""
-
-    code: str
-    items: int
-    first_line: int
 
 
 class JobLedger:
@@ -137,6 +84,7 @@ class JobLedger:
             items.c.stage,
             items.c.status,
             items.c.attempt,
+            items.c.cost,
             items.c.problem,
         ).limit(limit)
         if cursor is not None:
@@ -153,15 +101,11 @@ class JobLedger:
         Each page is a transaction of its own: no snapshot is held while a slow reader reads.
         """
         last = -1 if cursor is None else cursor
-        page = _items_of(
-            tenant,
-            job_id,
-            items.c.line,
-            items.c.custom_id,
-            items.c.status,
-            case((has_status("succeeded"), items.c.payload), else_=null()).label("payload"),
-            items.c.problem,
-        ).where(items.c.status.in_(FINAL))
+        page = (
+            _final_results()
+            .where(jobs.c.tenant == tenant, items.c.job_id == job_id)
+            .order_by(items.c.position)
+        )
         while True:
             with self._database.read() as connection:
                 some = page.where(items.c.position > last).limit(RESULT_PAGE)
@@ -170,6 +114,17 @@ class JobLedger:
             if len(rows) < RESULT_PAGE:
                 return
             last = rows[-1]["position"]
+
+    def single_results(self, wanted: Mapping[str, str]) -> dict[str, Result]:
+        """How the first item of each of these jobs ended, of those that have. `wanted` maps a
+        job's id to its tenant. One statement, for the many requests that wait for a job of one.
+        """
+        first = _final_results().where(
+            tuple_(jobs.c.id, jobs.c.tenant).in_(list(wanted.items())), items.c.position == 0
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(first.add_columns(items.c.job_id)).mappings().all()
+        return {row["job_id"]: _result(row) for row in rows}
 
     def past_problems(self, tenant: str, job_id: str, position: int) -> list[ItemProblem]:
         """How earlier attempt series of an item ended, oldest first."""
@@ -184,10 +139,10 @@ class JobLedger:
             return [ItemProblem.from_json(row) for row in connection.execute(statement).scalars()]
 
     def error_summary(self, tenant: str, job_id: str) -> list[ErrorSummary]:
-        """The five most frequent problem codes of failed items."""
+        """The five most frequent problem codes of failed items. Cost grows with their number."""
         count = func.count()
         statement = (
-            select(items.c.problem_code, count, func.min(items.c.line))
+            select(items.c.problem_code, count, func.min(items.c.position))
             .join(jobs, jobs.c.id == items.c.job_id)
             .where(jobs.c.tenant == tenant, items.c.job_id == job_id, has_status("failed"))
             .group_by(items.c.problem_code)
@@ -195,7 +150,18 @@ class JobLedger:
             .limit(REPORTED_CODES)
         )
         with self._database.read() as connection:
-            return [ErrorSummary(*row) for row in connection.execute(statement)]
+            found = connection.execute(statement).all()
+            first = _items_of(tenant, job_id, items.c.line, items.c.problem).where(
+                items.c.position.in_([position for _, _, position in found])
+            )
+            rows = {row.position: row for row in connection.execute(first)}
+        return [
+            ErrorSummary(
+                code, number, rows[at].line, ItemProblem.from_json(rows[at].problem).detail
+            )
+            for code, number, at in found
+            if at in rows
+        ]
 
     def open_items(self, tenant: str | None = None) -> int:
         """Items that are not final, of one tenant or of all: what quotas are held against."""
@@ -238,6 +204,7 @@ class JobLedger:
 
         Their problems go to the history, the fence grows on, and a deadline starts anew. Items that
         never had a stage or a payload (bad lines) stay failed. Nothing happens on other jobs.
+        Raises CostCapReached when all that failed would cost money that the cap does not allow.
         """
         window = jobs.c.expires_at - jobs.c.created_at
         reopened = (
@@ -250,16 +217,23 @@ class JobLedger:
             )
             .values(finished_at=null(), expires_at=now() + window)
         )
-        again = (
+        in_stage = (
             items.c.job_id == job_id,
             has_status("failed"),
             items.c.stage.is_not(None),
             items.c.payload.is_not(None),
             items.c.fence > 0,
         )
+        again = (*in_stage, exists().where(jobs.c.id == items.c.job_id, affords()).correlate(items))
         history = select(items.c.id, items.c.fence, items.c.problem).where(*again)
         with self._database.write() as connection:
+            if not _exists(connection, tenant, job_id):
+                return 0
             if connection.execute(history.limit(1)).first() is None:
+                if connection.execute(select(items.c.id).where(*in_stage).limit(1)).first():
+                    raise CostCapReached(
+                        "the job has reached its cost cap; submit what failed as a new job"
+                    )
                 return 0
             if not connection.execute(reopened).rowcount:
                 return 0
@@ -316,6 +290,21 @@ def _items_of(tenant: str, job_id: str, *columns: ColumnElement[Any]) -> Select[
     )
 
 
+def _final_results() -> Select[Any]:
+    return (
+        select(
+            items.c.position,
+            items.c.line,
+            items.c.custom_id,
+            items.c.status,
+            case((has_status("succeeded"), items.c.payload), else_=null()).label("payload"),
+            items.c.problem,
+        )
+        .join(jobs, jobs.c.id == items.c.job_id)
+        .where(items.c.status.in_(FINAL))
+    )
+
+
 def _views(connection: Connection, statement: Select[Any]) -> list[JobView]:
     rows = connection.execute(statement).mappings().all()
     counts: dict[str, list[StageCount]] = {row["id"]: [] for row in rows}
@@ -348,6 +337,9 @@ def _view(row: RowMapping, counts: Sequence[StageCount]) -> JobView:
         facts=facts,
         counts=tuple(counts),
         problems=tuple(ItemProblem(**problem) for problem in json.loads(row["problem"] or "[]")),
+        cost=row["cost"],
+        cost_cap=row["cost_cap"],
+        webhook=row["webhook"],
         cursor="{created_at}.{id}".format_map(row),
     )
 
@@ -355,7 +347,8 @@ def _view(row: RowMapping, counts: Sequence[StageCount]) -> JobView:
 def _result(row: RowMapping) -> Result:
     payload = None if row["payload"] is None else unpack(row["payload"])
     problem = None if row["status"] == "succeeded" else _problem(row["problem"])
-    return Result(**{**row, "payload": payload, "problem": problem})
+    names = ("position", "line", "custom_id", "status")
+    return Result(**{name: row[name] for name in names}, payload=payload, problem=problem)
 
 
 def _problem(stored: str | None) -> ItemProblem | None:

@@ -14,8 +14,8 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -31,8 +31,8 @@ __all__ = [
     "Handlers",
     "MemoryQueue",
     "Message",
+    "Slots",
     "TaskQueue",
-    "open_queue",
 ]
 
 LIVE: Final = 0
@@ -116,7 +116,7 @@ class TaskQueue(Protocol):
         ...
 
     def consume(self, stage: str, handler: Handler, *, concurrency: int) -> None:
-        """Start handling a stage's messages on the running loop, `concurrency` at the same time."""
+        """Start handling a stage's messages on the running loop, with the `Slots` of that size."""
         ...
 
     def healthy(self) -> bool:
@@ -142,21 +142,6 @@ class TaskQueue(Protocol):
     def close(self) -> None:
         """Give threads and connections back, after `drain`; waits a second for unsent messages."""
         ...
-
-
-def open_queue(url: str) -> TaskQueue:
-    """The queue for `memory://`, `redis://` or `rediss://`; nothing is connected yet."""
-    scheme = urlsplit(url).scheme
-    if scheme == "memory":
-        return MemoryQueue()
-    if scheme in ("redis", "rediss"):
-        # Celery takes a third of a second to import, and the embedded process does without.
-        from asap_runtime.celery_queue import CeleryQueue
-
-        return CeleryQueue(url)
-    raise Misconfigured(
-        f"the queue's URL starts with memory://, redis:// or rediss://, not {scheme!r}"
-    )
 
 
 class Backlog:
@@ -185,14 +170,52 @@ class Backlog:
             heapq.heappush(self._heap, (message.priority, next(self._arrivals), message))
             return True
 
-    def take(self) -> Message | None:
-        """Remove and return the next message, or None."""
+    def take(self, last: int = BACKGROUND) -> Message | None:
+        """Remove and return the next message, or None when there is none up to priority `last`."""
         with self._lock:
-            if not self._heap:
+            if not self._heap or self._heap[0][0] > last:
                 return None
             message = heapq.heappop(self._heap)[-1]
             self._waiting[message.priority] -= 1
             return message
+
+
+class Slots:
+    """What one consumer may have in hand: `concurrency` messages, and as many more that are live.
+
+    Messages that are not live also end where their items do: one is taken ahead, the others stay
+    in the queue, where another process can take them. Safe to use from all threads.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.most = 2 * concurrency
+        """Messages in hand at the same time."""
+        self._concurrency = concurrency
+        self._live = self._others = self._items = 0
+        self._lock = threading.Lock()
+
+    def accepts(self) -> int | None:
+        """The last priority of which a message may be taken now; None: of none."""
+        if self._live + self._others >= self.most:
+            return None
+        room = self._others < self._concurrency and self._items < self._concurrency + MAX_ITEMS
+        return BACKGROUND if room else LIVE
+
+    def hold(self, priority: int, items: int) -> None:
+        """A message with so many items is in hand."""
+        self._add(priority, 1, items)
+
+    def release(self, priority: int, items: int) -> None:
+        """It is not any more."""
+        self._add(priority, -1, -items)
+
+    def _add(self, priority: int, messages: int, items: int) -> None:
+        with self._lock:
+            if priority == LIVE:
+                self._live += messages
+            else:
+                self._others += messages
+                self._items += items
 
 
 class Handlers:
@@ -233,7 +256,7 @@ async def _handle(handler: Handler, message: Message) -> None:
 @dataclass(slots=True)
 class _Consumer:
     handler: Handler
-    concurrency: int
+    slots: Slots
     loop: asyncio.AbstractEventLoop
     handlers: Handlers = field(default_factory=Handlers)
 
@@ -260,7 +283,7 @@ class MemoryQueue:
 
     def consume(self, stage: str, handler: Handler, *, concurrency: int) -> None:
         """Start handling the stage's messages on the running loop."""
-        consumer = _Consumer(handler, concurrency, asyncio.get_running_loop())
+        consumer = _Consumer(handler, Slots(concurrency), asyncio.get_running_loop())
         with self._lock:
             if stage in self._consumers:
                 raise Misconfigured(f"stage {stage!r} has a consumer already")
@@ -307,9 +330,14 @@ class MemoryQueue:
 
     def _start_due(self, stage: str, consumer: _Consumer) -> None:
         backlog = self._backlogs.get(stage)
-        while self._claiming and backlog and len(consumer.handlers) < consumer.concurrency:
-            message = backlog.take()
+        while self._claiming and backlog and (last := consumer.slots.accepts()) is not None:
+            message = backlog.take(last)
             if message is None:
                 return
+            consumer.slots.hold(message.priority, len(message.item_ids))
             task = consumer.handlers.start(consumer.handler, message)
-            task.add_done_callback(lambda _: self._start_due(stage, consumer))
+            task.add_done_callback(partial(self._go_on, stage, consumer, message))
+
+    def _go_on(self, stage: str, consumer: _Consumer, message: Message, _: object) -> None:
+        consumer.slots.release(message.priority, len(message.item_ids))
+        self._start_due(stage, consumer)

@@ -39,7 +39,7 @@ _json_value: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
 Row = Mapping[str, Any]
 
 
-def detect_schema(rows: Sequence[Row]) -> Schema | None:
+def detect_schema(rows: Iterable[Row]) -> Schema | None:
     """The schema that most rows have; None when no row has any."""
     votes = Counter(schema for row in rows if (schema := _schema_of(row)) is not None)
     return votes.most_common(1)[0][0] if votes else None

@@ -23,6 +23,7 @@ from pydantic_settings import (
 from asap.errors import Misconfigured
 
 __all__ = [
+    "BlobSettings",
     "DatabaseSettings",
     "Group",
     "QueueSettings",
@@ -40,12 +41,15 @@ KNOWN_ELSEWHERE = frozenset(
         "llm",
         "surprisal",
         "gateway",
+        "auth",
+        "webhooks",
         "trainer",
         "evaluator",
         "cache_dir",
         "test_data",
         "require_engines",
         "server",
+        "api_key",
     }
 )
 
@@ -70,14 +74,33 @@ class QueueSettings(Group):
     """memory://, redis:// or rediss://"""
 
 
+class BlobSettings(Group):
+    """The blob store: uploads until they are taken in, and data sets."""
+
+    url: str | None = None
+    """file:///FOLDER or s3://BUCKET/PREFIX; default: a folder in ASAP_HOME."""
+    endpoint_url: str | None = None
+    """Of a server that speaks S3 and is not Amazon's."""
+    region: str | None = None
+    access_key: SecretStr | None = None
+    """With `secret_key`; default: what the environment or the machine's role gives."""
+    secret_key: SecretStr | None = None
+    min_free_share: float = Field(0.1, ge=0, lt=1)
+    """Of a folder's disk; below it uploads are refused."""
+
+
 class TelemetrySettings(Group):
-    """Logs and metrics."""
+    """Logs, metrics, traces and probes."""
 
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     log_json: bool | None = None
     """Default: JSON unless stderr is a terminal."""
-    metrics_port: int | None = Field(None, ge=1, le=65535)
-    """Where a worker serves /metrics; the gateway serves it on its own port."""
+    otlp_endpoint: SecretStr | None = None
+    """Trace collector, OTLP over HTTP, such as http://collector:4318; default: no traces."""
+    admin_host: str = "127.0.0.1"
+    """Where a worker serves probes, metrics and its own API; no key is asked for there."""
+    admin_port: int | None = Field(None, ge=1, le=65535)
+    """Of a worker; the gateway has them on its own port. Default: no such server."""
 
 
 class RuntimeSettings(BaseSettings):
@@ -95,6 +118,7 @@ class RuntimeSettings(BaseSettings):
     """Folder of the embedded database and blobs."""
     database: DatabaseSettings = DatabaseSettings()
     queue: QueueSettings = QueueSettings()
+    blobs: BlobSettings = BlobSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
@@ -115,6 +139,11 @@ class RuntimeSettings(BaseSettings):
         if self.database.url is not None:
             return self.database.url.get_secret_value()
         return f"sqlite:///{self.home.expanduser() / 'asap.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """The blob store's URL, with its default filled in."""
+        return self.blobs.url or f"file://{(self.home.expanduser() / 'blobs').absolute()}"
 
     @property
     def queue_url(self) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from structlog.contextvars import bound_contextvars
@@ -21,14 +21,18 @@ from asap.types import Record
 from asap_runtime.finisher import Finisher
 from asap_runtime.problems import item_problem
 from asap_runtime.queue import LIVE, Message, TaskQueue
+from asap_runtime.spending import Spending, charged_to
 from asap_runtime.store import MAX_BATCH, JobStore
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import (
     ITEMS,
+    QUEUE_WAIT_SECONDS,
     STAGE_SECONDS,
     STALE_WRITES,
+    annotate,
     get_logger,
     span,
+    trace_carrier,
 )
 from asap_runtime.values import Claimed, ItemProblem, Outcome
 
@@ -160,21 +164,37 @@ class StageRunner:
     async def _run_claims(self, claims: Sequence[Claimed], trace: dict[str, str]) -> None:
         if not claims:
             return
-        with span(f"stage {self._stage.name}", trace, items=len(claims)):
-            running = {claim.id: asyncio.create_task(self._run_one(claim)) for claim in claims}
-            alive = asyncio.create_task(self._keep_alive(claims, running))
+        spent = {claim.id: Spending() for claim in claims}
+        running = {
+            claim.id: asyncio.create_task(self._run_one(claim, trace, spent[claim.id]))
+            for claim in claims
+        }
+        alive = asyncio.create_task(self._keep_alive(claims, running))
+        try:
+            await asyncio.wait(running.values())
+        except asyncio.CancelledError:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
+            await self._give_back(claims, spent)
+            raise
+        finally:
+            alive.cancel()
+            with suppress(asyncio.CancelledError):
+                await alive
+        # Work that the heartbeat stopped: the claims are lost, what they cost is booked.
+        if lost := [claim for claim in claims if running[claim.id].cancelled()]:
             try:
-                await asyncio.wait(running.values())
-            except asyncio.CancelledError:
-                for task in running.values():
-                    task.cancel()
-                await asyncio.gather(*running.values(), return_exceptions=True)
-                await asyncio.shield(asyncio.to_thread(self._store.release, claims))
-                raise
-            finally:
-                alive.cancel()
-                with suppress(asyncio.CancelledError):
-                    await alive
+                await self._give_back(lost, spent)
+            except AsapError as error:  # the database is away
+                self._log.warning("item.not_saved", code=error.problem_code)
+
+    async def _give_back(self, claims: Sequence[Claimed], spent: Mapping[int, Spending]) -> None:
+        """Release what of the claims is still held, and book what the work on them cost."""
+        outcomes = [
+            replace(Outcome.release(claim), cost=spent[claim.id].take()) for claim in claims
+        ]
+        await asyncio.shield(asyncio.to_thread(self._store.finish, outcomes))
 
     async def _keep_alive(
         self, claims: Sequence[Claimed], running: Mapping[int, asyncio.Task[None]]
@@ -194,13 +214,20 @@ class StageRunner:
                 if claim.id not in held:
                     running[claim.id].cancel()
 
-    async def _run_one(self, claim: Claimed) -> None:
+    async def _run_one(self, claim: Claimed, trace: dict[str, str], spent: Spending) -> None:
         started = asyncio.get_running_loop().time()
-        with bound_contextvars(
-            job_id=claim.job_id, item_id=claim.id, stage=self._stage.name, attempt=claim.attempt
+        QUEUE_WAIT_SECONDS.labels(self._stage.name).observe(claim.waited_s)
+        name, job_id, attempt = self._stage.name, claim.job_id, claim.attempt
+        # The message's context is that of one of its items; the row has the item's own.
+        carrier = trace_carrier(claim.trace) or trace
+        with (
+            span(f"stage {name}", carrier, item_id=claim.id, attempt=attempt, job_id=job_id),
+            bound_contextvars(job_id=job_id, item_id=claim.id, stage=name, attempt=attempt),
         ):
+            annotate(queue_s=claim.waited_s)
             async with self._live if claim.priority == LIVE else self._batch:
-                outcome = await self._process(claim)
+                outcome = await self._begin(claim, spent)
+            outcome = replace(outcome, cost=spent.take())
             try:
                 saved = await self._finisher.save(outcome)
             except AsapError as error:  # the database is away: the lease ends, another run follows
@@ -209,11 +236,24 @@ class StageRunner:
             seconds = asyncio.get_running_loop().time() - started
             STAGE_SECONDS.labels(self._stage.name).observe(seconds)
             ITEMS.labels(self._stage.name, outcome.kind).inc()
+            annotate(outcome=outcome.kind, saved=saved)
             if not saved:
                 STALE_WRITES.labels(self._stage.name).inc()
             self._log.info(
                 "item.left_stage", outcome=outcome.kind, saved=saved, seconds=round(seconds, 3)
             )
+
+    async def _begin(self, claim: Claimed, spent: Spending) -> Outcome:
+        """Process the item, unless its job's money was spent while it waited for a slot."""
+        if claim.cost_cap is not None:
+            try:
+                affords = await asyncio.to_thread(self._store.affords, claim)
+            except AsapError:  # the database is away
+                affords = False
+            if not affords:
+                return Outcome.release(claim)
+        with charged_to(spent):
+            return await self._process(claim)
 
     async def _process(self, claim: Claimed) -> Outcome:
         """What the stage made of the item; every error is an outcome."""

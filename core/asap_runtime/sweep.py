@@ -6,17 +6,21 @@ a pass that was full. Whoever else sweeps at the same time costs work, never cor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     and_,
     bindparam,
     case,
+    delete,
     exists,
     func,
+    insert,
     literal,
     null,
     or_,
@@ -24,18 +28,21 @@ from sqlalchemy import (
     update,
 )
 
-from asap_runtime.database import Database, after, now
-from asap_runtime.store import has_status, is_live
-from asap_runtime.tables import items, jobs
+from asap_runtime.database import SECOND, Database, after, now
+from asap_runtime.store import CLAIMABLE, PAID_STAGES, has_status, in_turn, is_still
+from asap_runtime.tables import OPEN, deliveries, items, jobs
 from asap_runtime.values import Due, ItemProblem
 
-__all__ = ["Backlog", "Expired", "Sweep"]
+__all__ = ["Backlog", "Expired", "Load", "Sweep"]
 
+COUNTED = 10_000
+"""A backlog beyond this is not counted further: it says "more workers" either way."""
 REPUBLISH_S = 60.0
 """A message that has not led to a claim by then is taken for lost."""
 
 _LOST = ItemProblem("lease-lost", "the worker disappeared each time this item was run")
 _LATE = ItemProblem("deadline-exceeded", "the job's deadline passed before this item was done")
+_SPENT = ItemProblem("cost-cap-reached", "the job's cost cap was reached before this item was done")
 _CANCELLED = ItemProblem("cancelled", "the job was cancelled before this item was done")
 
 
@@ -45,15 +52,26 @@ class Expired:
 
     requeued: int
     failed: int
+    stages: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """How many leases were lost at each stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Items of one stage that are under way: published but not claimed yet, and running."""
+
+    published: int
+    running: int
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Items of one stage: due (claimable now), running, and published but not yet claimed."""
+    """Items of one stage: due (claimable now) and running; up to `COUNTED` of each are counted."""
 
     due: int
     running: int
-    published: int
+    oldest_due_s: float
+    """How long the oldest of the counted ones has been due."""
 
 
 class Sweep:
@@ -72,23 +90,18 @@ class Sweep:
         With `job_id` those of one job only, for a request that must not wait for the next sweep.
         """
         forgotten = items.c.published_at < after(-REPUBLISH_S)
-        statement = (
-            select(items.c.id, items.c.priority, items.c.fence)
-            .join(jobs, jobs.c.id == items.c.job_id)
-            .where(
-                items.c.stage == stage,
-                has_status("queued"),
-                items.c.not_before <= now(),
-                or_(items.c.published_at.is_(None), forgotten),
-                is_live(),
-            )
-            .order_by(items.c.priority, items.c.position)
-            .limit(limit)
+        query = select(items.c.id, items.c.priority, items.c.fence).where(
+            or_(items.c.published_at.is_(None), forgotten)
         )
-        if job_id is not None:
-            statement = statement.where(items.c.job_id == job_id)
         with self._database.read() as connection:
-            return [Due(*row) for row in connection.execute(statement)]
+            if job_id is None:
+                rows = in_turn(connection, query, stage, limit)
+            else:
+                of_job = query.where(
+                    items.c.job_id == job_id, items.c.stage == stage, is_still("queued"), CLAIMABLE
+                )
+                rows = list(connection.execute(of_job.order_by(items.c.position).limit(limit)))
+            return [Due(**row._mapping) for row in rows]
 
     def mark_published(self, published: Sequence[Due]) -> None:
         """Remember that a message names them; items that moved on since are left alone."""
@@ -99,7 +112,7 @@ class Sweep:
             .where(
                 items.c.id == bindparam("b_id"),
                 items.c.fence == bindparam("b_fence"),
-                has_status("queued"),
+                is_still("queued"),
             )
             .values(published_at=now())
         )
@@ -110,7 +123,7 @@ class Sweep:
     def expire_leases(self, limit: int, max_lease_losses: int = 3) -> Expired:
         """Queue items whose worker is silent; fail those that lost it `max_lease_losses` times."""
         silent = (
-            select(items.c.id, items.c.lease_losses)
+            select(items.c.id, items.c.stage, items.c.lease_losses)
             .where(has_status("running"), items.c.lease_until < now())
             .order_by(items.c.lease_until)
             .limit(limit)
@@ -138,41 +151,50 @@ class Sweep:
                         published_at=null(),
                     )
                 )
-        return Expired(requeued=len(others), failed=len(poison))
+        return Expired(len(others), len(poison), Counter(row.stage for row in rows))
 
     def end_items(self, limit: int, *, job_id: str | None = None) -> int:
-        """End open items of jobs that are cancelled, rejected or past their deadline; how many.
+        """End open items of jobs that are cancelled, rejected or past their deadline, and queued
+        ones whose next stage costs money that the job's cap does not allow; how many.
 
-        Running items first: from then on their late results fail the fence.
+        Running items first: from then on their late results fail the fence. A cap lets them end.
         """
         stopped = or_(jobs.c.cancelled_at.is_not(None), jobs.c.rejected_at.is_not(None))
-        late = jobs.c.expires_at <= now()
+        late = and_(~stopped, jobs.c.expires_at <= now())
+        spent = and_(jobs.c.cost >= jobs.c.cost_cap, items.c.stage.in_(PAID_STAGES))
+        ending = select(jobs.c.id).where(
+            jobs.c.finished_at.is_(None), or_(stopped, late, jobs.c.cost >= jobs.c.cost_cap)
+        )
+        if job_id is not None:
+            ending = ending.where(jobs.c.id == job_id)
         ended = 0
         with self._database.write() as connection:
-            for status in (has_status("running"), has_status("queued")):
+            # Nearly always none, which the few unfinished jobs tell sooner than all their items.
+            job_ids = connection.execute(ending.limit(limit)).scalars().all()
+            if not job_ids:
+                return 0
+            for status, condition, values in (
+                (has_status("running"), stopped, _ended("cancelled", _CANCELLED)),
+                (has_status("running"), late, _ended("failed", _LATE)),
+                (has_status("queued"), stopped, _ended("cancelled", _CANCELLED)),
+                (has_status("queued"), late, _ended("failed", _LATE)),
+                (has_status("queued"), spent, _ended("failed", _SPENT)),
+            ):
                 statement = (
-                    select(items.c.id, stopped.label("stopped"))
+                    select(items.c.id)
                     .join(jobs, jobs.c.id == items.c.job_id)
-                    .where(jobs.c.finished_at.is_(None), or_(stopped, late), status)
+                    .where(jobs.c.id.in_(job_ids), condition, status)
                     .limit(limit - ended)
                     .with_for_update(of=items, skip_locked=True)
                 )
-                if job_id is not None:
-                    statement = statement.where(jobs.c.id == job_id)
-                rows = connection.execute(statement).all()
-                cancelled = [row.id for row in rows if row.stopped]
-                expired = [row.id for row in rows if not row.stopped]
-                for ids, values in (
-                    (cancelled, _ended("cancelled", _CANCELLED)),
-                    (expired, _ended("failed", _LATE)),
-                ):
-                    if ids:
-                        connection.execute(update(items).where(items.c.id.in_(ids)).values(values))
-                ended += len(rows)
+                ids = connection.execute(statement).scalars().all()
+                if ids:
+                    connection.execute(update(items).where(items.c.id.in_(ids)).values(values))
+                ended += len(ids)
         return ended
 
     def finish_jobs(self, limit: int) -> int:
-        """Set `finished_at` of jobs whose items are all final; how many.
+        """Set `finished_at` of jobs whose items are all final, and queue their webhooks; how many.
 
         A job that was done before its deadline is finished at its last item's end, not at the
         sweep, which may come after the deadline.
@@ -192,8 +214,7 @@ class Sweep:
                     jobs.c.rejected_at.is_not(None),
                     jobs.c.cancelled_at.is_not(None),
                 ),
-                ~_has_item(has_status("queued")),
-                ~_has_item(has_status("running")),
+                ~_has_item(items.c.status.in_(OPEN)),
             )
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -206,25 +227,41 @@ class Sweep:
                     .where(jobs.c.id.in_(ids))
                     .values(finished_at=case((jobs.c.expires_at <= now(), last_end), else_=now()))
                 )
+                # A job that ends again, after a retry of its failed items, is reported again.
+                connection.execute(delete(deliveries).where(deliveries.c.job_id.in_(ids)))
+                reported = select(jobs.c.id, literal(0), now()).where(
+                    jobs.c.id.in_(ids), jobs.c.webhook.is_not(None)
+                )
+                connection.execute(
+                    insert(deliveries).from_select(["job_id", "attempt", "not_before"], reported)
+                )
         return len(ids)
 
-    def backlog(self, stage: str) -> Backlog:
-        """The scaling signal of one stage. Cost: one pass over its queued items in the index."""
-        at_stage = items.c.stage == stage
-        counts = {
-            "due": and_(has_status("queued"), items.c.not_before <= now()),
-            "running": has_status("running"),
-            "published": and_(has_status("queued"), items.c.published_at.is_not(None)),
-        }
+    def load(self, stage: str) -> Load:
+        """What is under way. Cost: those items in their indexes, not the ones that wait."""
         with self._database.read() as connection:
-            return Backlog(
-                **{
-                    name: connection.execute(
-                        select(func.count()).select_from(items).where(at_stage, condition)
-                    ).scalar_one()
-                    for name, condition in counts.items()
-                }
+            return Load(
+                _count(connection, stage, items.c.published_at.is_not(None)),
+                _count(connection, stage, *_RUNNING),
             )
+
+    def backlog(self, stage: str) -> Backlog:
+        """The scaling signal of one stage. Cost: up to `COUNTED` of its queued items."""
+        due = (
+            select(items.c.job_id, items.c.not_before)
+            .where(items.c.stage == stage, has_status("queued"), items.c.not_before <= now())
+            .limit(COUNTED)
+            .subquery()
+        )
+        # New items are due since their job was taken in.
+        since = case((due.c.not_before > 0, due.c.not_before), else_=jobs.c.ingested_at)
+        waiting = select(func.count(), func.min(since), now()).select_from(
+            due.join(jobs, jobs.c.id == due.c.job_id)
+        )
+        with self._database.read() as connection:
+            count, oldest, time = connection.execute(waiting).one()
+            running = _count(connection, stage, *_RUNNING)
+        return Backlog(count, running, 0.0 if oldest is None else (time - oldest) / SECOND)
 
     def finished_before(self, age_s: float, limit: int) -> list[tuple[str, str]]:
         """(tenant, job id) of jobs that finished longer ago than `age_s`: past their retention."""
@@ -236,6 +273,14 @@ class Sweep:
         )
         with self._database.read() as connection:
             return [(row.tenant, row.id) for row in connection.execute(statement)]
+
+
+_RUNNING = (has_status("running"), items.c.lease_until > 0)  # as the index of leases has it
+
+
+def _count(connection: Connection, stage: str, *conditions: ColumnElement[bool]) -> int:
+    some = select(literal(1)).where(items.c.stage == stage, *conditions).limit(COUNTED).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def _has_item(condition: ColumnElement[bool]) -> ColumnElement[bool]:

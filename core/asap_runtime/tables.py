@@ -124,12 +124,8 @@ items = Table(
         "ix_items_ready", "stage", "priority", "tenant", "position", where="status = 'queued'"
     ),
     _partial("ix_items_leases", "lease_until", "stage", where="status = 'running'"),
-    _partial(
-        "ix_items_published",
-        "stage",
-        "published_at",
-        where="status = 'queued' AND published_at IS NOT NULL",
-    ),
+    # Only queued items are published; to say so would let other queued items stand in the way.
+    _partial("ix_items_published", "stage", "published_at", where="published_at IS NOT NULL"),
     Index(
         "ix_items_custom_id",
         "job_id",

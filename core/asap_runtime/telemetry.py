@@ -9,52 +9,120 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
 from asap_runtime.settings import TelemetrySettings
 
 __all__ = [
+    "BATCH_ROWS",
+    "BATCH_TOKENS",
+    "BREAKER_OPEN",
+    "COARSE_ATTEMPTS",
+    "COT_TOKENS",
+    "DB_SECONDS",
+    "HTTP_SECONDS",
     "ITEMS",
+    "ITEMS_OPEN",
+    "LEASES_LOST",
+    "OLDEST_DUE_SECONDS",
     "QUEUE_ITEMS",
+    "QUEUE_UP",
     "QUEUE_WAIT_SECONDS",
     "REPUBLISHED",
+    "SCORE_SECONDS",
+    "SELF_MESSAGE_AGE_SECONDS",
     "STAGE_SECONDS",
     "STALE_WRITES",
+    "LLMRequest",
+    "annotate",
     "configure_logs",
+    "configure_traces",
     "get_logger",
+    "llm_request",
     "span",
+    "trace_carrier",
     "trace_context",
+    "trace_parent",
 ]
 
-_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
+EXPORT_S = 5.0
+"""How long one message to the trace collector may take."""
+FLUSH_S = 3.0
+"""How long the end of the process waits for the collector; what is left then is lost."""
 
+_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
+_QUICK = (0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 1, 5, 30)
+_TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+# Stages and items.
 ITEMS = Counter("asap_items", "Items that left a stage", ["stage", "outcome"])
 STAGE_SECONDS = Histogram("asap_stage_seconds", "Time in a stage", ["stage"], buckets=_SECONDS)
 QUEUE_WAIT_SECONDS = Histogram(
     "asap_queue_wait_seconds", "From due to claimed", ["stage"], buckets=_SECONDS
 )
-QUEUE_ITEMS = Gauge("asap_queue_items", "Due and running items: the scaling signal", ["stage"])
 STALE_WRITES = Counter("asap_stale_writes", "Writes refused by their fence", ["stage"])
-REPUBLISHED = Counter("asap_republished", "Items published by the sweeper", ["stage"])
-BATCH_TOKENS = Histogram(
-    "asap_batch_tokens", "Tokens of a scoring batch", buckets=(512, 2048, 4096, 8192, 16384, 65536)
+COT_TOKENS = Histogram(
+    "asap_cot_tokens", "Tokens of a CoT: original, coarse, pruned", ["part"], buckets=_TOKENS
 )
-BATCH_ROWS = Histogram(
-    "asap_batch_rows", "Requests in a scoring batch", buckets=(1, 2, 4, 8, 16, 64)
+COARSE_ATTEMPTS = Histogram(
+    "asap_coarse_attempts", "Replies that one coarse CoT took", buckets=(0, 1, 2, 3, 5, 8, 16)
 )
 
-_tracer = trace.get_tracer("asap")
+# What the one active sweeper sees in the database.
+QUEUE_ITEMS = Gauge("asap_queue_items", "Due and running items: the scaling signal", ["stage"])
+ITEMS_OPEN = Gauge("asap_items_open", "Items that are not final", ["stage", "status"])
+OLDEST_DUE_SECONDS = Gauge("asap_oldest_due_seconds", "How long the oldest item is due", ["stage"])
+LEASES_LOST = Counter("asap_leases_lost", "Items whose worker fell silent", ["stage"])
+REPUBLISHED = Counter("asap_republished", "Items published by the sweeper", ["stage"])
+
+# What this process sees of database, broker and callers.
+QUEUE_UP = Gauge("asap_queue_up", "1 while the broker answers this process, else 0")
+SELF_MESSAGE_AGE_SECONDS = Gauge(
+    "asap_worker_selfmessage_age_seconds", "Since a message of this worker to itself came back"
+)
+DB_SECONDS = Histogram(
+    "asap_db_seconds", "Database transactions: read, write", ["op"], buckets=_QUICK
+)
+HTTP_SECONDS = Histogram(
+    "asap_http_seconds", "Until an answer begins", ["route", "status"], buckets=_QUICK
+)
+
+# The LLM server.
+LLM_REQUESTS = Counter("asap_llm_requests", "Requests to the LLM server", ["model", "outcome"])
+LLM_TOKENS = Counter("asap_llm_tokens", "Tokens: prompt, completion", ["model", "direction"])
+LLM_SECONDS = Histogram("asap_llm_seconds", "Time of one request", ["model"], buckets=_SECONDS)
+LLM_COST = Counter("asap_llm_cost", "US dollars paid, where prices are known", ["model"])
+BREAKER_OPEN = Gauge("asap_breaker_open", "1 while the server is left alone, else 0", ["upstream"])
+UPSTREAM_INFLIGHT = Gauge("asap_upstream_inflight", "Requests without an answer yet", ["model"])
+
+# The scorer.
+BATCH_TOKENS = Histogram("asap_batch_tokens", "Tokens of a scoring batch", buckets=_TOKENS)
+BATCH_ROWS = Histogram(
+    "asap_batch_rows", "Requests in a scoring batch", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+SCORE_SECONDS = Histogram(
+    "asap_score_seconds", "Scoring: queue, tokenize, forward", ["part"], buckets=_SECONDS
+)
+
+_PARENT = "traceparent"
+_propagator = TraceContextTextMapPropagator()
+_tracer: trace.Tracer = trace.NoOpTracer()
 
 
 def configure_logs(settings: TelemetrySettings) -> None:
-    """JSON lines on stderr, or colours where somebody watches."""
+    """JSON lines on stderr, or colours where somebody watches; warnings of libraries among them."""
     as_json = settings.log_json if settings.log_json is not None else not sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
@@ -64,6 +132,7 @@ def configure_logs(settings: TelemetrySettings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _in_which_trace,
             _where_it_failed,
             renderer,
         ],
@@ -72,6 +141,35 @@ def configure_logs(settings: TelemetrySettings) -> None:
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.root.handlers = [
+        *(h for h in logging.root.handlers if not isinstance(h, _LibraryLines)),
+        _LibraryLines(logging.WARNING),
+    ]
+
+
+class _LibraryLines(logging.Handler):
+    """What libraries log, as a line of ours: their tracebacks and further lines quote values."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        first_line = record.getMessage().strip().partition("\n")[0]
+        error = record.exc_info[1] if record.exc_info else None
+        with suppress(OSError, ValueError):  # stderr is closed: there is nobody to tell
+            get_logger().log(
+                record.levelno,
+                "library.logged",
+                logger=record.name,
+                said=first_line,
+                exc_info=error,
+            )
+
+
+def _in_which_trace(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+    return event
 
 
 def _where_it_failed(
@@ -94,18 +192,137 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+def configure_traces(settings: TelemetrySettings, role: str) -> Callable[[], None]:
+    """Send spans as `asap-ROLE` to the collector of the settings; without one spans cost nothing.
+
+    Call what is returned at the end of the process: it sends what is left, within `FLUSH_S`.
+    Sampling and the collector's headers are those of OpenTelemetry's own variables.
+    """
+    if settings.otlp_endpoint is None:
+        return lambda: None
+    # Half a second of imports, which a process without a collector does without.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    global _tracer
+    endpoint = settings.otlp_endpoint.get_secret_value().rstrip("/") + "/v1/traces"
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": f"asap-{role}"}), shutdown_on_exit=False
+    )
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S))
+    )
+    _tracer = provider.get_tracer("asap")
+
+    def shutdown() -> None:
+        global _tracer
+        _tracer = trace.NoOpTracer()
+        # The library's own end tries again and again: 14 s with a collector that is down.
+        ending = threading.Thread(target=provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(FLUSH_S)
+
+    return shutdown
+
+
 @contextmanager
 def span(
-    name: str, carrier: dict[str, str] | None = None, **attributes: str | int
+    name: str,
+    carrier: Mapping[str, str] | None = None,
+    *,
+    links: Sequence[Mapping[str, str]] = (),
+    **attributes: str | int | float,
 ) -> Iterator[None]:
-    """A trace span; `carrier` is the context that rode in a message."""
-    context = propagate.extract(carrier) if carrier else None
-    with _tracer.start_as_current_span(name, context=context, attributes=attributes):
-        yield
+    """A trace span, a child of the current one.
+
+    Args:
+        name: what is done, without ids.
+        carrier: the context that rode in a message; the span is that one's child, or a root when
+            it is empty, whatever is current here.
+        links: contexts of other spans that this work is for.
+        **attributes: counts, names and ids.
+    """
+    context = None if carrier is None else _extracted(carrier)
+    linked = [trace.get_current_span(_extracted(link)).get_span_context() for link in links]
+    with _tracer.start_as_current_span(
+        name,
+        context=context,
+        attributes=_ours(attributes),
+        links=[trace.Link(other) for other in linked if other.is_valid],
+        # Both would send the exception's message, which may quote a trace.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield
+        except Exception as error:
+            current.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
+
+
+def annotate(**attributes: str | int | float) -> None:
+    """Add counts, names and ids to the current span."""
+    trace.get_current_span().set_attributes(_ours(attributes))
 
 
 def trace_context() -> dict[str, str]:
-    """The current trace context, to ride in a message."""
+    """The current trace context, to ride in a message; empty outside of any trace."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    _propagator.inject(carrier)
     return carrier
+
+
+def trace_parent() -> str | None:
+    """The current trace context as one short string, to be stored with a job."""
+    return trace_context().get(_PARENT)
+
+
+def trace_carrier(stored: str | None) -> dict[str, str]:
+    """The inverse of `trace_parent`, as it rides in a message."""
+    return {} if stored is None else {_PARENT: stored}
+
+
+def _extracted(carrier: Mapping[str, str]) -> Context:
+    return _propagator.extract(carrier, context=Context())
+
+
+def _ours(attributes: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    return {f"asap.{name}": value for name, value in attributes.items()}
+
+
+@dataclass(slots=True)
+class LLMRequest:
+    """What became of one request to an LLM server; its client fills this in."""
+
+    outcome: str = "cancelled"
+    """`ok`, or the code of the problem."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+
+
+@contextmanager
+def llm_request(model: str) -> Iterator[LLMRequest]:
+    """Measure one request to an LLM server, and trace it as `chat MODEL`."""
+    request, started = LLMRequest(), time.perf_counter()
+    with span(f"chat {model}"), UPSTREAM_INFLIGHT.labels(model).track_inprogress():
+        try:
+            yield request
+        finally:
+            LLM_SECONDS.labels(model).observe(time.perf_counter() - started)
+            LLM_REQUESTS.labels(model, request.outcome).inc()
+            LLM_TOKENS.labels(model, "prompt").inc(request.prompt_tokens)
+            LLM_TOKENS.labels(model, "completion").inc(request.completion_tokens)
+            LLM_COST.labels(model).inc(request.cost_usd or 0.0)
+            annotate(outcome=request.outcome)
+            # Names of OpenTelemetry's conventions for generative AI, which still change.
+            trace.get_current_span().set_attributes(
+                {
+                    "gen_ai.operation.name": "chat",
+                    "gen_ai.request.model": model,
+                    "gen_ai.usage.input_tokens": request.prompt_tokens,
+                    "gen_ai.usage.output_tokens": request.completion_tokens,
+                }
+            )

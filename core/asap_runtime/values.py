@@ -6,6 +6,7 @@ A payload is UTF-8 JSON in bytes; the store compresses it and never looks inside
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,12 +14,17 @@ from typing import Literal, Self
 
 from pydantic import JsonValue
 
-__all__ = ["Claimed", "Due", "ItemProblem", "NewItem", "Outcome", "pack", "unpack"]
+__all__ = ["Claimed", "Due", "ItemProblem", "NewItem", "Outcome", "micro_usd", "pack", "unpack"]
+
+
+def micro_usd(usd: float) -> int:
+    """Money as it is stored: whole millionths of a US dollar, rounded up."""
+    return math.ceil(round(usd * 1e6, 3))  # 0.001 * 1e6 is a little more than 1000
 
 
 def pack(payload: bytes) -> bytes:
     """The payload as it is stored."""
-    return zlib.compress(payload)
+    return zlib.compress(payload, 1)  # a third faster to take in, 13 % larger than the default
 
 
 def unpack(stored: bytes) -> bytes:
@@ -82,6 +88,10 @@ class Claimed:
     priority: int
     payload: bytes
     trace: str | None
+    waited_s: float = 0.0
+    """From the moment it was due to the claim."""
+    cost_cap: int | None = None
+    """The job's, in micro-dollars: ask `JobStore.affords` before money is spent."""
 
     def due(self) -> Due:
         """The message for the next stage, once `advance` has put the item there."""
@@ -98,6 +108,8 @@ class Outcome:
     next_stage: str | None = None
     delay_s: float = 0.0
     problem: ItemProblem | None = None
+    cost: int = 0
+    """Micro-dollars that the work on the claim cost. Booked even when the claim is stale."""
 
     @classmethod
     def done(cls, claim: Claimed, payload: bytes, next_stage: str | None) -> Self:

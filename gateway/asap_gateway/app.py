@@ -4,20 +4,22 @@ import.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import FastAPI
 
-from asap_gateway import events, jobs, prune
+from asap_gateway import events, jobs, operations, prune
+from asap_gateway.audit import Audit
+from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
 from asap_gateway.errors import install_handlers
 from asap_gateway.idempotency import Idempotency
+from asap_gateway.metrics import HttpMetrics
+from asap_gateway.rate_limit import RateLimit
 from asap_gateway.service import Gateway
+from asap_runtime.keys import KeyRing
 
 __all__ = ["create_app"]
 
@@ -25,22 +27,27 @@ DESCRIPTION = "Compress chains of thought: anchor-guided pruning, then first-tok
 
 
 def create_app(
-    gateway: Gateway, *, running: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+    gateway: Gateway,
+    *,
+    keys: KeyRing | None = None,
+    running: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
 ) -> FastAPI:
     """The gateway's application.
 
     Args:
         gateway: what the routes call.
+        keys: who may call; None lets everybody in, for a server of this machine alone.
         running: entered while the application runs, such as the stages of the embedded process.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if running is None:
-            yield
-            return
-        async with running():
-            yield
+        with gateway.submissions.ingester:
+            if running is None:
+                yield
+                return
+            async with running():
+                yield
 
     app = FastAPI(
         title="ASAP",
@@ -55,25 +62,14 @@ def create_app(
     app.include_router(prune.router)
     app.include_router(jobs.router)
     app.include_router(events.router)
+    app.include_router(operations.router)
 
-    @app.get("/healthz", tags=["operations"])
-    async def healthz() -> dict[str, str]:
-        """The loop turns."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["operations"])
-    async def readyz() -> JSONResponse:
-        """The database answers; the broker is a warning only."""
-        await asyncio.to_thread(gateway.check_database)
-        broker = "ok" if gateway.queue.healthy() else "not reachable"
-        return JSONResponse({"status": "ok", "broker": broker})
-
-    @app.get("/metrics", tags=["operations"], response_class=Response)
-    async def metrics() -> Response:
-        """Prometheus metrics of this process."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    # the one added last stands first: sizes are checked before keys are looked at
+    # The one added last stands first: nothing of a body is read before its sender is known.
+    limits = gateway.limits
+    app.add_middleware(Audit, trail=gateway.audit)
     app.add_middleware(Idempotency, gateway=gateway)
-    app.add_middleware(BodyLimit, limits=gateway.limits)
+    app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(RateLimit, rate_per_s=limits.requests_per_s, burst=limits.request_burst)
+    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(HttpMetrics)
     return app

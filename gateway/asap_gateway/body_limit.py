@@ -6,8 +6,8 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asap_gateway.errors import answer, problem
 from asap_gateway.settings import GatewayLimits
+from asap_runtime.http_problems import answer, problem
 
 __all__ = ["BodyLimit"]
 
@@ -52,4 +52,4 @@ class BodyLimit:
         if refused:
             detail = f"the body is larger than {limit} bytes"
             members = problem(413, "payload-too-large", "Payload too large", detail)
-            await answer(scope["path"], members)(scope, receive, send)
+            await answer(scope["path"], members, Connection="close")(scope, receive, send)

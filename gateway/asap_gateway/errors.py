@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,20 +12,18 @@ from starlette.exceptions import HTTPException
 
 from asap.errors import AsapError
 from asap_gateway.schemas import ProblemView
+from asap_runtime.http_problems import MEDIA_TYPE, answer, problem
 from asap_runtime.problems import PROBLEMS, describe
 from asap_runtime.telemetry import get_logger
 from asap_runtime.values import ItemProblem
 
 __all__ = [
     "PROBLEM_RESPONSES",
-    "answer",
     "install_handlers",
     "pointer",
-    "problem",
     "problem_response",
 ]
 
-MEDIA_TYPE = "application/problem+json"
 _HTTP = {
     400: ("malformed-json", "Malformed request"),
     404: ("not-found", "Not found"),
@@ -48,12 +45,18 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     }
     for status, title in {
         400: "The body is no JSON",
+        401: "No live API key",
+        402: "The estimate is above the job's cost cap",
+        403: "The key's role does not allow it",
         404: "No such object, or not yours",
+        406: "No such media type",
         409: "The object's state does not allow it",
         413: "Too large",
+        415: "Not the media type that is taken, or compressed in transfer",
         422: "A value cannot work; `errors` holds JSON pointers",
         429: "Overloaded; try again after `retry_after_s`",
         503: "A dependency is gone; try again",
+        507: "The server's disk is nearly full; try again later",
     }.items()
 }
 
@@ -118,29 +121,6 @@ def problem_response(request: Request, stored: ItemProblem | None) -> JSONRespon
     detail = stored.detail if stored is not None else "the item has no result"
     status, title = _ITEM_STATUS.get(code, (500, "Internal error"))
     return answer(request.url.path, problem(status, code, title, detail))
-
-
-def problem(status: int, code: str, title: str, detail: str) -> dict[str, object]:
-    """The members of a problem that every one has."""
-    return {
-        "type": f"urn:asap:problem:{code}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
-    }
-
-
-def answer(path: str, members: Mapping[str, object]) -> JSONResponse:
-    """A problem as the answer to a request for `path`."""
-    headers = {}
-    retry_after = members.get("retry_after_s")
-    if isinstance(retry_after, int | float):
-        headers["Retry-After"] = str(max(1, round(retry_after)))
-    status = members["status"]
-    assert isinstance(status, int)
-    content = {**members, "instance": path}
-    return JSONResponse(content, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _http_problem(status: int, detail: str) -> dict[str, object]:

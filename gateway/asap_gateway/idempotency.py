@@ -13,13 +13,14 @@ from collections.abc import Mapping
 
 from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asap_gateway.auth import get_principal
 from asap_gateway.body_limit import UPLOAD
-from asap_gateway.errors import answer, problem
 from asap_gateway.service import Gateway
+from asap_runtime.http_problems import answer, problem
 from asap_runtime.idempotency import First, IdempotencyKeys, InProgress, Mismatch, Replay
 
 __all__ = ["Idempotency", "idempotency_key", "repetition", "store"]
@@ -28,7 +29,7 @@ HEADER = "idempotency-key"
 STATE = "idempotency_key"
 LONGEST_KEY = 255
 KEPT_HEADERS = ("content-type", "location")
-NOT_STORED = frozenset({400, 413, 422, 429, 500, 503})
+NOT_STORED = frozenset({400, 402, 406, 413, 415, 422, 429, 500, 503, 507})
 """Refusals: the repetition is a request of its own."""
 
 
@@ -58,24 +59,29 @@ class Idempotency:
             )(scope, receive, send)
             return
         tenant = get_principal(Request(scope)).tenant
-        body = await _read(receive)
+        try:
+            body = await _read(receive)
+        except ClientDisconnect:
+            return
         request_hash = hashlib.sha256(
             f"POST {scope['path']}\n".encode() + _canonical(body)
         ).hexdigest()
         who = await asyncio.to_thread(self._keys.remember, tenant, key, request_hash)
         if isinstance(who, First):
-            await self._first(scope, body, send, tenant, key)
+            await self._first(scope, receive, send, body, tenant, key)
         else:
             again = await asyncio.to_thread(repetition, self._gateway, tenant, scope["path"], who)
             await again(scope, receive, send)
 
-    async def _first(self, scope: Scope, body: bytes, send: Send, tenant: str, key: str) -> None:
+    async def _first(
+        self, scope: Scope, receive: Receive, send: Send, body: bytes, tenant: str, key: str
+    ) -> None:
         sent = False
 
         async def receive_again() -> Message:
             nonlocal sent
             if sent:
-                return {"type": "http.disconnect"}
+                return await receive()
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
@@ -136,12 +142,15 @@ def repetition(
 
 
 async def _read(receive: Receive) -> bytes:
-    body, more = b"", True
+    """The whole body. Raises ClientDisconnect when it does not come whole."""
+    body, more = bytearray(), True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    return body
+    return bytes(body)
 
 
 def _canonical(body: bytes) -> bytes:

@@ -5,25 +5,36 @@ delete.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from asap_gateway.auth import Caller, Principal
+from asap.errors import InvalidInput
+from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES
 from asap_gateway.idempotency import idempotency_key
-from asap_gateway.schemas import ItemPage, JobBody, JobPage, JobRequest
+from asap_gateway.json_body import JsonRoute
+from asap_gateway.schemas import EstimateBody, ItemPage, JobBody, JobPage, JobRequest
 from asap_gateway.service import Gateway, get_gateway
-from asap_gateway.upload import parse_options, submit_upload
-from asap_runtime.layouts import Layout, to_row
+from asap_gateway.upload import UPLOAD_BODY, accepted, take_upload
+from asap_runtime.layouts import Format, Layout, in_chunks
 from asap_runtime.tables import ItemStatus
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
+MEDIA_TYPES: Final[dict[Format, str]] = {
+    "jsonl": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+}
+
+ESTIMATED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"model": EstimateBody, "description": "The estimate of a `dry_run`"}
+}
+
+router = APIRouter(
+    prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES, route_class=JsonRoute
+)
 TheGateway = Annotated[Gateway, Depends(get_gateway)]
 Cursor = Annotated[
     str | None,
@@ -32,41 +43,32 @@ Cursor = Annotated[
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
-@router.post("", status_code=202, response_model=JobBody)
+@router.post("", status_code=202, response_model=JobBody, responses=ESTIMATED)
 async def submit_job(
     body: JobRequest, request: Request, caller: Caller, gateway: TheGateway
 ) -> JSONResponse:
-    """Submit triples given in the body."""
-    job_id = await asyncio.to_thread(
-        gateway.submissions.submit,
-        caller.tenant,
-        body.triples or [],
-        body,
-        idempotency_key(request),
-    )
-    return await _accepted(gateway, request, caller, job_id)
+    """Submit triples given in the body, a data set of the server's blob store, or the scores of an
+    ended job. With `dry_run` 200 and an estimate.
+    """
+    tenant, submissions = caller.tenant, gateway.submissions
+    if body.dry_run:
+        planned = await asyncio.to_thread(submissions.estimate, tenant, body)
+        return JSONResponse(planned.model_dump(mode="json"))
+    key = idempotency_key(request)
+    job_id = await asyncio.to_thread(submissions.submit, tenant, body, key)
+    return await asyncio.to_thread(accepted, gateway, tenant, request, job_id)
 
 
-@router.post("/upload", status_code=202, response_model=JobBody)
-async def upload_job(
-    file: UploadFile,
-    request: Request,
-    caller: Caller,
-    gateway: TheGateway,
-    options: Annotated[str, Form(max_length=10_000, description="JobOptions as JSON")] = "{}",
-) -> JSONResponse:
+@router.post(
+    "/upload",
+    status_code=202,
+    response_model=JobBody,
+    responses=ESTIMATED,
+    openapi_extra=UPLOAD_BODY,
+)
+async def upload_job(request: Request, caller: Caller, gateway: TheGateway) -> Response:
     """Submit a JSONL, JSONL.gz or Parquet file; a line that cannot be used is a failed item."""
-    given = parse_options(options)
-    job_id = await asyncio.to_thread(submit_upload, gateway, caller.tenant, file, given)
-    return await _accepted(gateway, request, caller, job_id)
-
-
-async def _accepted(
-    gateway: Gateway, request: Request, caller: Principal, job_id: str
-) -> JSONResponse:
-    view = await asyncio.to_thread(gateway.job, caller.tenant, job_id)
-    location = request.url_for("get_job", job_id=job_id).path
-    return JSONResponse(view.model_dump(mode="json"), 202, headers={"Location": location})
+    return await take_upload(gateway, caller.tenant, request)
 
 
 @router.get("", response_model=JobPage)
@@ -96,18 +98,36 @@ async def list_items(
     return await asyncio.to_thread(gateway.items, caller.tenant, job_id, cursor, limit, status)
 
 
-@router.get("/{job_id}/result", response_class=StreamingResponse)
+@router.get(
+    "/{job_id}/result",
+    response_class=StreamingResponse,
+    responses={200: {"content": {media: {} for media in MEDIA_TYPES.values()}}},
+)
 async def get_result(
-    job_id: str, caller: Caller, gateway: TheGateway, layout: Layout = "record"
+    request: Request,
+    job_id: str,
+    caller: Caller,
+    gateway: TheGateway,
+    layout: Layout = "record",
+    format: Annotated[
+        Format | None, Query(description="default: what Accept names, else jsonl")
+    ] = None,
 ) -> StreamingResponse:
-    """Finished records as JSON lines in input order, also while the job runs."""
+    """Finished records in input order, also while the job runs."""
+    chosen = format or _negotiated(request.headers.get("accept", ""))
     await asyncio.to_thread(gateway.job, caller.tenant, job_id)
+    chunks = in_chunks(gateway.records(caller.tenant, job_id), layout, chosen)
+    return StreamingResponse(chunks, media_type=MEDIA_TYPES[chosen])
 
-    def lines() -> Iterator[str]:
-        for record in gateway.records(caller.tenant, job_id):
-            yield json.dumps(to_row(record, layout), ensure_ascii=False) + "\n"
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+def _negotiated(accept: str) -> Format:
+    named = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    for format, media_type in MEDIA_TYPES.items():
+        if media_type in named:
+            return format
+    if not accept or any(name in ("*/*", "application/*") for name in named):
+        return "jsonl"
+    raise InvalidInput(f"a result is {' or '.join(MEDIA_TYPES.values())}", code="not-acceptable")
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody)

@@ -12,12 +12,13 @@ from asap.types import Record
 from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES, problem_response
 from asap_gateway.idempotency import idempotency_key
+from asap_gateway.json_body import JsonRoute
 from asap_gateway.schemas import JobBody, PruneRequest
 from asap_gateway.service import Gateway, get_gateway
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["prune"])
+router = APIRouter(tags=["prune"], route_class=JsonRoute)
 
 
 @router.post(
@@ -35,11 +36,11 @@ async def prune(
     gateway: Annotated[Gateway, Depends(get_gateway)],
 ) -> Response:
     """Prune one triple. 200 with the record within `wait_s`, else 202 and the job's Location."""
-    submissions, tenant = gateway.submissions, caller.tenant
+    tenant = caller.tenant
     job_id = await asyncio.to_thread(
-        submissions.prune, tenant, body.triple, body.config, idempotency_key(request)
+        gateway.submissions.prune, tenant, body.triple, body.config, idempotency_key(request)
     )
-    outcome = await submissions.wait(tenant, job_id, body.wait_s)
+    outcome = await gateway.waits.result(tenant, job_id, body.wait_s)
     if outcome is None:
         view = await asyncio.to_thread(gateway.job, tenant, job_id)
         location = request.url_for("get_job", job_id=job_id).path

@@ -4,15 +4,17 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from asap.types import Triple
-from asap_runtime.ledger import ItemView, JobView
 from asap_runtime.values import ItemProblem
+from asap_runtime.views import ErrorSummary, ItemView, JobView
 
 __all__ = [
+    "EstimateBody",
     "ItemBody",
     "ItemPage",
     "JobBody",
@@ -75,6 +77,27 @@ class JobRequest(JobOptions):
         return self
 
 
+class EstimateBody(_Body):
+    """What a job would take: the answer to `dry_run`. An estimate, not a promise.
+
+    Tokens of records beyond the first `sample_records` are their characters at the sample's mean.
+    """
+
+    records: int
+    bad_lines: int
+    """Lines that cannot be used; they would be failed items."""
+    cot_tokens: int
+    llm_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    scored_tokens: int
+    cost_usd: float | None
+    """Of the LLM calls; null when this server knows no prices."""
+    tokenizer: str
+    sampled: bool
+    sample_records: int
+
+
 class ProblemView(BaseModel):
     """RFC 9457 problem details; the media type is application/problem+json."""
 
@@ -111,6 +134,15 @@ class StageCountBody(_Body):
     items: int
 
 
+class ErrorCountBody(_Body):
+    """One problem code: how many items have it, and what the first of them says."""
+
+    code: str
+    items: int
+    first_line: int
+    detail: str
+
+
 class JobBody(_Body):
     """A job: its phase follows from its items. Times are seconds since the epoch."""
 
@@ -119,15 +151,24 @@ class JobBody(_Body):
     phase: str
     created_at: float
     finished_at: float | None
+    deadline_at: float | None
+    """Items that are not done by then fail."""
     total: int
     counts: list[StageCountBody]
+    cost_usd: float
+    """Spent on LLM calls so far, where prices are known."""
+    cost_cap_usd: float | None
+    webhook: bool
+    """Whether the end of the job is reported to an address."""
     config: dict[str, JsonValue]
     problems: list[ItemProblemBody]
+    error_summary: list[ErrorCountBody] | None
+    """The five most frequent problem codes of failed items. Null in lists and while it runs."""
 
     @classmethod
-    def of(cls, view: JobView) -> JobBody:
-        """The body of a job."""
-        finished = view.facts.finished_at
+    def of(cls, view: JobView, errors: Sequence[ErrorSummary] | None = None) -> JobBody:
+        """The body of a job, with what went wrong in it when it has ended."""
+        facts = view.facts
         counts = [
             StageCountBody(stage=c.stage, status=c.status, items=c.items) for c in view.counts
         ]
@@ -135,13 +176,28 @@ class JobBody(_Body):
             id=view.id,
             kind=view.kind,
             phase=view.phase,
-            created_at=view.facts.created_at / 1e6,
-            finished_at=None if finished is None else finished / 1e6,
+            created_at=facts.created_at / 1e6,
+            finished_at=_millionths(facts.finished_at),
+            deadline_at=_millionths(facts.expires_at),
             total=sum(count.items for count in counts),
             counts=counts,
+            cost_usd=view.cost / 1e6,
+            cost_cap_usd=_millionths(view.cost_cap),
+            webhook=view.webhook is not None,
             config=dict(view.config),
             problems=[p for problem in view.problems if (p := ItemProblemBody.of(problem))],
+            error_summary=None
+            if errors is None
+            else [
+                ErrorCountBody(code=e.code, items=e.items, first_line=e.first_line, detail=e.detail)
+                for e in errors
+            ],
         )
+
+
+def _millionths(stored: int | None) -> float | None:
+    """Seconds or US dollars, from the unit in which they are stored."""
+    return None if stored is None else stored / 1e6
 
 
 class JobPage(_Body):
@@ -156,9 +212,11 @@ class ItemBody(_Body):
 
     position: int
     line: int
+    custom_id: str | None
     stage: str | None
     status: str
     attempt: int
+    cost_usd: float
     problem: ItemProblemBody | None
 
     @classmethod
@@ -167,9 +225,11 @@ class ItemBody(_Body):
         return cls(
             position=view.position,
             line=view.line,
+            custom_id=view.custom_id,
             stage=view.stage,
             status=view.status,
             attempt=view.attempt,
+            cost_usd=view.cost / 1e6,
             problem=ItemProblemBody.of(view.problem),
         )
 

@@ -5,23 +5,29 @@ Every method takes the tenant first, and another tenant's job does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from fastapi import Request
 
-from asap.errors import NotFound
+from asap.errors import NotFound, UpstreamUnavailable
 from asap.types import Record
 from asap_gateway.schemas import ItemBody, ItemPage, JobBody, JobPage
 from asap_gateway.settings import GatewayLimits
-from asap_gateway.submissions import Submissions
+from asap_gateway.submissions import ServerKnowledge, Submissions
+from asap_gateway.waiting import Waits
+from asap_runtime.audit import AuditTrail
+from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
+from asap_runtime.migrate import at_head
 from asap_runtime.queue import TaskQueue
 from asap_runtime.tables import ItemStatus
 
 __all__ = ["Gateway", "get_gateway"]
+
+
+NOTHING_KNOWN = ServerKnowledge()
 
 
 class Gateway:
@@ -32,20 +38,26 @@ class Gateway:
         database: Database,
         queue: TaskQueue,
         limits: GatewayLimits,
+        blobs: BlobStore,
+        knowledge: ServerKnowledge = NOTHING_KNOWN,
         *,
-        defaults: Mapping[str, Any],
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.limits = queue, limits
-        self.submissions = Submissions(database, queue, limits, defaults=defaults)
-        self.idempotency = IdempotencyKeys(database)
+        self.submissions = Submissions(database, queue, limits, blobs, knowledge, wake)
+        self.idempotency, self.audit = IdempotencyKeys(database), AuditTrail(database)
         self._database, self._ledger = database, JobLedger(database)
+        self.waits = Waits(self._ledger, limits.max_waits)
+        self._leaving = False
 
     def job(self, tenant: str, job_id: str) -> JobBody:
         """The job. Raises NotFound."""
         view = self._ledger.job(tenant, job_id)
         if view is None:
             raise _no_job(job_id)
-        return JobBody.of(view)
+        ended = view.facts.finished_at is not None
+        errors = self._ledger.error_summary(tenant, job_id) if ended else None
+        return JobBody.of(view, errors)
 
     def jobs(self, tenant: str, cursor: str | None, limit: int) -> JobPage:
         """A page of jobs, newest first."""
@@ -85,9 +97,17 @@ class Gateway:
         if not self._ledger.delete(tenant, job_id):
             raise _no_job(job_id)
 
-    def check_database(self) -> None:
-        """Raise UpstreamUnavailable when the database does not answer."""
-        self._database.time()
+    def check_ready(self) -> None:
+        """Raise AsapError while requests had better go elsewhere."""
+        if self._leaving:
+            raise UpstreamUnavailable("this server is leaving", code="not-ready")
+        if not at_head(self._database.engine):
+            raise UpstreamUnavailable("the database's schema is not the newest", code="not-ready")
+
+    def leave(self) -> None:
+        """The process is asked to stop: not ready, and whoever waits is answered now."""
+        self._leaving = True
+        self.waits.stop()
 
 
 def _no_job(job_id: str) -> NotFound:

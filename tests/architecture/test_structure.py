@@ -26,11 +26,11 @@ THROUGH = {
     "model_files": "test_loading", "sequence": "test_scorer", "tokenization": "test_scorer",
     "engines": "test_prune", "input": "test_prune", "options": "test_prune",
     "progress": "test_prune", "report": "test_prune", "main": "test_prune",
-    "host": "test_stage", "finisher": "test_stage", "sweeper": "test_stage",
-    "telemetry": "test_stage",
-    "service": "test_jobs", "events": "test_jobs", "upload": "test_jobs",
-    "body_limit": "test_jobs",
-    "serve": "test_serve",
+    "host": "test_stage", "finisher": "test_stage", "brokers": "test_queue",
+    "views": "test_ledger", "takings": "test_ingest",
+    "service": "test_jobs", "events": "test_jobs", "body_limit": "test_jobs",
+    "multipart": "test_upload", "json_body": "test_upload", "operations": "test_app",
+    "roles": "test_serve", "worker": "test_serve",
 }  # fmt: skip
 
 

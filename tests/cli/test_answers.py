@@ -4,6 +4,8 @@ import httpx
 import pytest
 
 from asap.errors import (
+    Conflict,
+    CostCapReached,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -20,9 +22,9 @@ JOB = {"id": "a", "phase": "done", "created_at": 1.0, "finished_at": None, "tota
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, InvalidInput), (401, InvalidInput), (404, NotFound), (409, InvalidInput),
-        (413, InvalidInput), (415, InvalidInput), (422, InvalidInput), (429, Overloaded),
-        (500, UpstreamError), (502, UpstreamError), (503, UpstreamUnavailable),
+        (400, InvalidInput), (401, InvalidInput), (402, CostCapReached), (404, NotFound),
+        (409, Conflict), (413, InvalidInput), (415, InvalidInput), (422, InvalidInput),
+        (429, Overloaded), (500, UpstreamError), (502, UpstreamError), (503, UpstreamUnavailable),
         (504, UpstreamTimeout),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from asap.errors import (
+    AsapError,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -146,6 +147,53 @@ def test_a_file_is_streamed_with_its_name_and_configuration(serve, tmp_path):
     assert headers["Content-Type"].startswith("multipart/form-data")
     assert b'{"max_tokens": 3}' in body
     assert path.read_bytes() in body
+
+
+def test_a_file_is_sent_again_under_the_same_key(serve, tmp_path):
+    async def drop(request):
+        request.transport.close()
+        return web.Response()
+
+    busy = {"code": "database-unavailable", "detail": "later"}
+    working = {"code": "idempotency-in-progress", "detail": "being worked on"}
+    script = Script(drop, says(busy, 503), says(working, 409), says(status=202))
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"{}\n")
+    client = serve(script, backoff_s=0.01)
+    assert client.submit(path, {}).id == "j"
+    keys = [headers["Idempotency-Key"] for _, headers, _ in script.requests]
+    assert len(keys) == 4
+    assert len(set(keys)) == 1
+    assert all(b"{}\n" in body for _, _, body in script.requests)
+    client.submit(path, {})
+    assert script.requests[-1][1]["Idempotency-Key"] != keys[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(422, "invalid-input"), (409, "idempotency-mismatch"), (429, "overloaded"), (500, "x")],
+)
+def test_a_refused_file_is_not_sent_again(serve, tmp_path, status, code):
+    script = Script(says({"code": code, "detail": "no"}, status))
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(AsapError) as raised:
+        serve(script, backoff_s=0.01).submit(tmp_path / "in.jsonl", {})
+    assert raised.value.problem_code == code
+    assert len(script.requests) == 1
+
+
+def test_where_no_server_answers_nothing_is_tried_again(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n")
+    client = JobsClient(httpx.Client(base_url="http://127.0.0.1:9"), backoff_s=1000.0)
+    with client, pytest.raises(UpstreamUnavailable, match="no server answers"):
+        client.submit(tmp_path / "in.jsonl", {})
+
+
+def test_what_is_no_parquet_is_not_kept_as_it(serve, tmp_path):
+    client = serve(Script(streams(b"{}\n", cut=False)))
+    with pytest.raises(UpstreamError, match="no Parquet"):
+        client.download("j", tmp_path / "out.parquet", "record")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_download_leaves_nothing(serve, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from asap.types import Record
 from asap_cli.client import JobsClient
+from asap_runtime.datasets import read_records
 from fakes import rows
 from live_server import live_server
 
@@ -46,7 +47,7 @@ def test_a_file_is_submitted_followed_and_downloaded(asap, server, tmp_path):
     ran = asap("jobs", "submit", EXAMPLES, "--max-tokens", 300, "--set", "refill=true", "--watch")
     assert ran.code == 0, ran.err
     job = ran.out.strip()
-    assert "48 items submitted" in ran.err
+    assert "triples.jsonl submitted to http://" in ran.err
     assert "anchor 48/48, surprisal 48/48" in ran.err
     assert f"job {job} is done" in ran.err
     assert "48 succeeded" in ran.err
@@ -63,20 +64,37 @@ def test_a_file_is_submitted_followed_and_downloaded(asap, server, tmp_path):
     chat = tmp_path / "chat.jsonl"
     assert asap("jobs", "download", job, "-o", chat, "--layout", "messages").code == 0
     assert [turn["role"] for turn in rows(chat)[0]["messages"]] == ["user", "assistant"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.jsonl"]
+
+    table = tmp_path / "out.parquet"
+    ran = asap("jobs", "download", job, "-o", table)
+    assert "48 records written" in ran.err
+    assert list(read_records(str(table))) == records
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["chat.jsonl", "out.jsonl", "out.parquet"]
 
 
 def test_bad_lines_are_counted_by_code_with_an_example(asap, server, samples):
-    good = samples.read_text().splitlines()
+    good = samples.read_text().splitlines() * 6
     lines = [*good[:2], "{nope", *good[2:], "[[[", '{"question": "q", "cot": "c"}']
     samples.write_text("\n".join(lines) + "\n")
     ran = asap("jobs", "submit", samples, "--watch")
     assert ran.code == 65
-    assert "9 items submitted" in ran.err
-    assert "3 of them are bad lines" in ran.err
-    assert "6 succeeded, 3 failed" in ran.err
+    assert "36 succeeded, 3 failed" in ran.err
     assert "2 × malformed-json, first at line 3: not JSON at column 2" in ran.err
-    assert "1 × missing-field, line 9: field 'answer'" in ran.err
+    assert "1 × missing-field, line 39: field 'answer'" in ran.err
+
+
+def test_a_file_of_bad_lines_is_rejected_with_the_first_of_them(asap, server, samples):
+    samples.write_text(samples.read_text() + "{nope\n" * 3)
+    ran = asap("jobs", "submit", samples, "--watch")
+    job = ran.out.strip()
+    assert ran.code == 65
+    assert f"job {job} is rejected" in ran.err
+    assert "3 of the first 9 lines cannot be used; at most 10%" in ran.err
+    assert "malformed-json: line 7: not JSON at column 2" in ran.err
+    ran = asap("jobs", "show", job)
+    assert "rejected" in ran.out
+    assert "line 7" in ran.out
 
 
 def test_without_watch_the_id_is_all_of_stdout(asap, server, samples):
@@ -183,7 +201,7 @@ def test_wrong_files(asap, server, samples, tmp_path):
     ran = asap("jobs", "submit", renamed)
     assert ran.code == 65
     assert "must end in one of" in ran.err
-    for out in ("out.parquet", "out.jsonl.gz", "out"):
+    for out in ("out.csv", "out.jsonl.gz", "out"):
         assert asap("jobs", "download", "x", "-o", tmp_path / out).code == 65
 
 

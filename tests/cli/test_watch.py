@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from asap_cli.answers import Item, ItemProblem, Job, StageCount
+from asap_cli.answers import ErrorCount, Item, ItemProblem, Job, StageCount
 from asap_cli.watch import (
     Failures,
     JobProgress,
@@ -118,3 +118,32 @@ def test_items_are_read_no_further_than_needed():
     found = Failures.of(a_job(("anchor", "failed", 1)), items())
     text = said(lambda console: print_failures(console, a_job(("anchor", "failed", 1)), found))
     assert text == "1 × unknown, line 1: no reason given\n"
+
+
+def test_what_the_server_says_of_failures_is_not_read_again():
+    def items():
+        raise AssertionError("read")
+        yield
+
+    row = ErrorCount(code="cost-cap-reached", items=7, first_line=3, detail="the cap\nwas reached")
+    job = a_job(("anchor", "failed", 9), phase="done", error_summary=(row,))
+    text = said(lambda console: print_failures(console, job, Failures.of(job, items())))
+    assert text.splitlines() == [
+        "7 × cost-cap-reached, first at line 3: the cap was reached",
+        "2 more failures with other codes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("money", "end"),
+    [
+        ({}, ""),
+        ({"cost_usd": 0.0123456}, ", cost $0.0123"),
+        ({"cost_usd": 1.5, "cost_cap_usd": 2.0}, ", cost $1.5000 of at most $2.00"),
+        ({"cost_cap_usd": 2.0}, ", cost $0.0000 of at most $2.00"),
+    ],
+)
+def test_the_end_tells_what_was_paid(money, end):
+    job = a_job(("anchor", "succeeded", 1), phase="done", **money)
+    text = said(lambda console: print_end(console, job))
+    assert text == f"job j is done: 1 succeeded{end}\n"

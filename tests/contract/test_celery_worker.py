@@ -26,7 +26,7 @@ pytestmark = [
 
 PROCESS = """
 import asyncio, os, signal, sys
-from asap_runtime.queue import open_queue
+from asap_runtime.brokers import open_queue
 
 async def main():
     queue, ended = open_queue(sys.argv[1]), asyncio.Event()

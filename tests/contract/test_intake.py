@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 
 from asap.errors import InvalidInput
+from asap_runtime.intake import (
+    StoredLines,
+    StoredScores,
+    in_batches,
+    source_from_json,
+    source_to_json,
+)
 from asap_runtime.values import ItemProblem, NewItem
 from job_store import TENANT
 
@@ -84,3 +91,23 @@ def test_a_key_is_tied_to_its_job(platform):
     platform.keys.remember(TENANT, "key", "hash")
     job_id = platform.job(1, idempotency_key="key")
     assert platform.keys.remember(TENANT, "key", "hash").job_id == job_id
+
+
+def test_what_was_said_of_a_job_is_kept(platform):
+    job_id = platform.job(1, webhook="https://example.org/done", cost_cap=2, expires_in_s=60.0)
+    view = platform.ledger.job(TENANT, job_id)
+    assert (view.webhook, view.cost_cap) == ("https://example.org/done", 2)
+    assert view.facts.expires_at - view.facts.created_at == 60_000_000
+
+
+@pytest.mark.parametrize("stored", [StoredLines("a/x", ".gz", "triple", True), StoredScores("j")])
+def test_a_source_is_stored_as_it_is(stored):
+    assert source_from_json(source_to_json(stored)) == stored
+
+
+def test_batches_end_by_number_and_by_size():
+    small = [NewItem(n, "one", b"{}") for n in range(1001)]
+    assert [len(batch) for batch in in_batches(small)] == [500, 500, 1]
+    large = [NewItem(n, "one", bytes(3 * 2**20)) for n in range(7)]
+    assert [len(batch) for batch in in_batches(large)] == [3, 3, 1]
+    assert list(in_batches([])) == []

@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 from asap.errors import Misconfigured
-from asap_runtime.queue import BACKGROUND, BATCH, LIVE, MemoryQueue, Message, open_queue
+from asap_runtime.brokers import open_queue
+from asap_runtime.queue import BACKGROUND, BATCH, LIVE, MemoryQueue, Message
 
 pytestmark = [
     # Celery warns at each lost connection that the default of a setting we set will change.
@@ -157,7 +158,7 @@ async def test_live_overtakes_everything_that_waits(queue):
     publish_all(queue, "overtaking", 30, BACKGROUND)
     publish_all(queue, "overtaking", 30, BATCH)
     publish_all(queue, "overtaking", 3, LIVE)
-    await until(lambda: queue.pending("overtaking") == 63)
+    await until(lambda: queue.pending("overtaking") == 62)
     stage.go_on.set()
 
     await until(lambda: len(stage.ended) == 64)
@@ -174,11 +175,44 @@ async def test_concurrency_is_reached_and_never_exceeded(queue):
     await until(lambda: stage.running == 5)
     await asyncio.sleep(0.2)
     assert stage.most_running == 5
-    assert queue.self_message_age_s() == 0.0
+    assert queue.self_message_age_s() < 5
     stage.go_on.set()
     await until(lambda: len(stage.ended) == 40)
 
     assert stage.most_running == 5
+
+
+async def test_a_live_message_does_not_wait_for_batch_messages(queue):
+    stage = Stage(held=True)
+    queue.consume("reserved", stage, concurrency=2)
+    publish_all(queue, "reserved", 10)
+    await until(lambda: stage.running == 2)
+
+    for n in range(2):
+        queue.publish(Message("reserved", (f"live-{n}",), LIVE))
+        await until(lambda wanted=n: stage.running == 3 + wanted)
+    queue.publish(Message("reserved", ("live-2",), LIVE))
+    await asyncio.sleep(0.2)
+
+    assert stage.running == 4
+    assert queue.self_message_age_s() == 0.0
+    stage.go_on.set()
+    await until(lambda: len(stage.ended) == 13)
+
+
+async def test_messages_of_many_items_stay_in_the_queue(queue):
+    """They would wait for room in this process, where no other one can take them."""
+    stage = Stage(held=True)
+    queue.consume("large", stage, concurrency=64)
+    for n in range(10):
+        queue.publish(Message("large", tuple(f"{n}-{i}" for i in range(64))))
+
+    await until(lambda: stage.running == 2 and queue.pending("large") == 8)
+    await asyncio.sleep(0.2)
+
+    assert stage.running == 2
+    stage.go_on.set()
+    await until(lambda: len(stage.ended) == 640)
 
 
 async def test_a_free_slot_is_used_at_once(queue):

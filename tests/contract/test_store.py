@@ -76,6 +76,17 @@ def test_claims_go_by_priority_then_take_turns_between_jobs(platform):
     assert order[5] == slow
 
 
+def test_claims_take_turns_between_tenants(platform):
+    """The way without a broker is as fair as the messages are."""
+    platform.job(10_000, tenant="big")
+    small = platform.job(10, tenant="small")
+    platform.job(2, tenant="big", priority=0)
+    claims = platform.claim(24)
+    assert [claim.priority for claim in claims[:2]] == [0, 0]
+    assert sum(claim.job_id == small for claim in claims) == 10
+    assert len(claims) == 24
+
+
 def test_the_route_is_walked_stage_by_stage(platform):
     job_id = platform.job()
     (first,) = platform.claim()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from asap_runtime.sweep import Backlog, Expired
+from asap_runtime.sweep import COUNTED, Backlog, Expired, Load
 from job_store import PROBLEM, TENANT
 
 
@@ -55,6 +55,15 @@ def test_a_lost_lease_is_queued_again_and_poison_after_three(platform):
     for _ in range(2):  # the next stage starts with a clean count
         platform.claim(stage="two", lease_s=-1)
         assert platform.sweep.expire_leases(10) == Expired(requeued=1, failed=0)
+
+
+def test_lost_leases_are_counted_by_stage(platform):
+    platform.job(2)
+    platform.job(1, stage="two")
+    platform.claim(lease_s=-1)
+    platform.claim(stage="two", lease_s=-1)
+    assert platform.sweep.expire_leases(10).stages == {"one": 2, "two": 1}
+    assert platform.sweep.expire_leases(10).stages == {}
 
 
 def test_every_pass_is_bounded(platform):
@@ -116,13 +125,71 @@ def test_a_job_finishes_once_when_all_items_are_final(platform):
     assert platform.ledger.job(TENANT, job_id).facts.finished_at == finished_at
 
 
-def test_the_backlog_counts_due_running_and_published(platform):
+def test_tenants_take_turns_whatever_stands_before_them(platform):
+    platform.job(10_000, tenant="big")
+    small = platform.job(10, tenant="small")
+    order = [due.id for due in platform.sweep.due("one", 40)]
+    of_small = [due.id for due in platform.sweep.due("one", 10, job_id=small)]
+    assert len(order) == len(set(order)) == 40
+    assert set(of_small) <= set(order[:20])
+    assert order[0] in of_small or order[1] in of_small
+
+
+def test_jobs_of_one_tenant_take_turns(platform):
+    jobs = [platform.job(100) for _ in range(3)]
+    first = {job: platform.sweep.due("one", 2, job_id=job) for job in jobs}
+    order = {due.id for due in platform.sweep.due("one", 6)}
+    assert order == {due.id for some in first.values() for due in some}
+
+
+def test_live_comes_before_the_batch_of_all_tenants(platform):
+    platform.job(20, tenant="big", priority=5)
+    platform.job(3, tenant="small", priority=9)
+    platform.job(2, tenant="other", priority=0)
+    platform.job(2, tenant="big", priority=0)
+    priorities = [due.priority for due in platform.sweep.due("one", 100)]
+    assert priorities == [0] * 4 + [5] * 20 + [9] * 3
+
+
+def test_the_load_is_what_is_published_or_running(platform):
+    platform.job(6)
+    platform.job(1, stage="two")
+    claims = platform.claim(2)
+    platform.sweep.mark_published(platform.sweep.due("one", 3))
+    assert platform.sweep.load("one") == Load(published=3, running=2)
+    platform.store.advance(claims[0], b"{}", "two")
+    platform.claim(1)
+    assert platform.sweep.load("one") == Load(published=2, running=2)
+    assert platform.sweep.load("two") == Load(published=0, running=0)
+
+
+def test_the_backlog_counts_due_and_running(platform):
     platform.job(5)
     claims = platform.claim(2)
     platform.store.wait(claims[0], b"{}", 60)
-    platform.sweep.mark_published(platform.sweep.due("one", 1))
-    assert platform.sweep.backlog("one") == Backlog(due=3, running=1, published=1)
-    assert platform.sweep.backlog("two") == Backlog(due=0, running=0, published=0)
+    backlog = platform.sweep.backlog("one")
+    assert (backlog.due, backlog.running) == (3, 1)
+    assert 0 <= backlog.oldest_due_s < 30
+    assert platform.sweep.backlog("two") == Backlog(due=0, running=0, oldest_due_s=0.0)
+
+
+def test_the_backlog_knows_how_long_the_oldest_item_is_due(platform):
+    platform.job(1)
+    platform.pass_time(100)
+    platform.job(1)
+    (claim, _) = platform.claim(2)
+    platform.store.retry(claim, PROBLEM, 0)
+    platform.pass_time(10)
+    assert 10 <= platform.sweep.backlog("one").oldest_due_s < 100  # since its retry was due
+    platform.job(1)
+    platform.store.release(platform.claim(0))
+    platform.pass_time(1000)
+    assert platform.sweep.backlog("one").oldest_due_s >= 1000
+
+
+def test_a_huge_backlog_is_not_counted_to_its_end(platform):
+    platform.job(COUNTED + 100)
+    assert platform.sweep.backlog("one").due == COUNTED
 
 
 def test_jobs_past_their_retention_are_named(platform):

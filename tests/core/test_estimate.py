@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asap.config import PruneConfig
-from asap.estimate import Summary, estimate
+from asap.estimate import Estimate, Prices, RoughCounter, Summary, estimate, uses_llm
 from asap.types import Attempt, CoarseBlock, Record, TokenCounts, Triple, Usage
 from fakes import TableScorer
 
@@ -45,6 +45,26 @@ def test_cost_is_price_times_tokens():
     assert plan.cost_usd(1.0, 0.0) == pytest.approx(plan.prompt_tokens / 1e6)
 
 
+def test_estimates_add_up():
+    half = planned()
+    assert half + half == estimate(records() * 2, records()[0].config, COUNTER)
+    assert Estimate() + half == half
+
+
+def test_only_the_llm_anchor_costs_money():
+    assert uses_llm(PruneConfig())
+    assert uses_llm(PruneConfig(method="direct"))
+    assert not uses_llm(PruneConfig(anchor="extractive"))
+    assert not uses_llm(PruneConfig(method="asap_stage2"))
+
+
+def test_a_rough_count_is_named_as_what_it_is():
+    assert (RoughCounter().count("x" * 35), RoughCounter().count("x" * 36)) == (10, 11)
+    assert RoughCounter().count("") == 0
+    assert RoughCounter().tokenizer_name == "characters/3.5"
+    assert RoughCounter(2.0).count("xxxx") == 2
+
+
 def test_summary_adds_up_records():
     attempts = [
         Attempt(
@@ -67,3 +87,11 @@ def test_summary_adds_up_records():
     assert (summary.attempts, summary.first_attempt, summary.usage.calls) == (2, 0, 3)
     assert summary.kept_ratio == 0.2
     assert summary.statuses == {"compressed": 1, "unchanged": 1}
+
+
+def test_cached_tokens_and_batches_have_prices_of_their_own():
+    prices = Prices(2.0, 8.0, price_cached=0.5, batch_share=0.5)
+    assert prices.usd(1_000_000, 500_000) == pytest.approx(6.0)
+    assert prices.usd(1_000_000, 500_000, cached=400_000) == pytest.approx(5.4)
+    assert prices.usd(1_000_000, 500_000, cached=400_000, batch=True) == pytest.approx(2.7)
+    assert Prices(2.0, 8.0).usd(1_000_000, 0, cached=400_000) == pytest.approx(2.0)

@@ -39,6 +39,27 @@ def test_select_numbers_the_steps_from_one():
     assert "[1] first\n\n[2] second" in prompt
 
 
+def test_prompts_of_one_trace_begin_alike_whatever_its_anchor():
+    steps = ["first", "second"]
+    one, two = select_prompt(steps, "A solution"), select_prompt(steps, "Another solution")
+    assert one.index("[2] second") < one.index("A solution")
+    assert one[: one.index("A solution")] == two[: two.index("Another solution")]
+
+
+def test_a_part_of_the_steps_keeps_their_numbers_and_says_so():
+    prompt = select_prompt(["seventh", "eighth"], "S", first=7, total=9)
+    assert "[7] seventh\n\n[8] eighth" in prompt
+    assert "steps 7 to 8 of 9" in prompt
+
+
+def test_only_a_part_may_be_empty():
+    assert parse_selection('{"keep": []}', 8, first=7, may_be_empty=True) == []
+    assert parse_selection("{}", 8, first=7, may_be_empty=True) is None
+    assert parse_selection("nothing", 8, first=7, may_be_empty=True) is None
+    assert parse_selection('{"keep": [7]}', 8, first=7, may_be_empty=True) == [7]
+    assert parse_selection('{"keep": [6]}', 8, first=7, may_be_empty=True) is None
+
+
 @pytest.mark.parametrize(
     ("answer", "last", "first"),
     [

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 
+import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import select
 
 from asap.types import Record
+from asap_runtime.database import SECOND
+from asap_runtime.tables import jobs
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 CONFIG = {"max_tokens": 4}
@@ -41,6 +46,64 @@ async def test_a_job_ends_with_every_record_in_input_order(client):
     assert [record.id for record in records] == [str(i) for i in range(60)]
     chat = await client.get(f"/jobs/{job}/result", params={"layout": "messages"})
     assert json.loads(chat.text.splitlines()[0])["messages"][1]["content"].startswith("<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("params", "accept", "media_type"),
+    [
+        ({}, "*/*", "application/x-ndjson"),
+        ({}, "text/html, application/*;q=0.8", "application/x-ndjson"),
+        ({}, "application/vnd.apache.parquet", "application/vnd.apache.parquet"),
+        ({"format": "parquet"}, "*/*", "application/vnd.apache.parquet"),
+        ({"format": "jsonl"}, "application/vnd.apache.parquet", "application/x-ndjson"),
+    ],
+)
+async def test_the_format_of_a_result_is_asked_for(client, params, accept, media_type):
+    job = await submit(client, numbered(3))
+    await finished(client, job)
+    answer = await client.get(f"/jobs/{job}/result", params=params, headers={"Accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == media_type
+    if media_type.endswith("parquet"):
+        table = pq.read_table(io.BytesIO(answer.content))
+        assert table["id"].to_pylist() == ["0", "1", "2"]
+    else:
+        assert len(answer.text.splitlines()) == 3
+
+
+async def test_a_result_has_no_other_format(client):
+    job = await submit(client, numbered(1))
+    answer = await client.get(f"/jobs/{job}/result", headers={"Accept": "text/csv"})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not-acceptable")
+    assert (await client.get(f"/jobs/{job}/result?format=csv")).status_code == 422
+
+
+@pytest.mark.parametrize("layout", ["record", "messages", "triple"])
+async def test_parquet_holds_what_the_lines_hold_in_input_order(client, layout):
+    job = await submit(client, numbered(20))
+    await finished(client, job)
+    params = {"layout": layout}
+    lines = await client.get(f"/jobs/{job}/result", params=params)
+    rows = [json.loads(line) for line in lines.text.splitlines()]
+    parquet = await client.get(f"/jobs/{job}/result", params={**params, "format": "parquet"})
+    table = pq.read_table(io.BytesIO(parquet.content)).to_pylist()
+    column = {"record": "pruned_cot", "messages": "messages", "triple": "cot"}[layout]
+    assert [row["id"] for row in table] == [row["id"] for row in rows]
+    assert [row[column] for row in table] == [row[column] for row in rows]
+
+
+async def test_options_of_a_job_are_kept(client):
+    body = {
+        "triples": numbered(1),
+        "priority": "background",
+        "deadline_s": 3600,
+    }
+    answer = await client.post("/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()["id"]
+    with client.app.state.gateway._database.read() as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one()
+    assert row["priority"] == 9
+    assert row["expires_at"] - row["created_at"] == 3600 * SECOND
 
 
 async def test_the_original_needs_no_stage_and_is_done_at_once(client):
@@ -83,27 +146,6 @@ async def test_pages_follow_each_other_by_cursor(client):
     assert len({j["id"] for j in first["jobs"] + second["jobs"]}) == 4
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-async def test_an_uploaded_file_is_a_job_and_its_bad_lines_are_failed_items(client, compressed):
-    lines = [json.dumps(triple) for triple in numbered(5)]
-    lines[1:1] = ["{broken", json.dumps({**TRIPLE, "cot": "<think>"})]
-    data, name = "\n".join(lines).encode(), "in.jsonl"
-    if compressed:
-        data, name = gzip.compress(data), "in.jsonl.gz"
-    answer = await client.post(
-        "/jobs/upload",
-        files={"file": (name, data)},
-        data={"options": json.dumps({"config": CONFIG})},
-    )
-    assert answer.status_code == 202, answer.text
-    state = await finished(client, answer.json()["id"])
-    assert state["total"] == 7
-    items = (await client.get(f"/jobs/{state['id']}/items")).json()["items"]
-    failed = {item["line"]: item["problem"]["code"] for item in items if item["status"] == "failed"}
-    assert failed == {2: "malformed-json", 3: "control-token-in-text"}
-    assert len((await client.get(f"/jobs/{state['id']}/result")).text.splitlines()) == 5
-
-
 async def test_cancel_is_idempotent_and_keeps_what_is_done(client):
     job = await submit(client, numbered(50))
     for _ in range(2):
@@ -127,40 +169,33 @@ async def test_a_deleted_job_is_gone(client):
     [
         ({"content": b"{not json"}, 400, "malformed-json"),
         ({"json": {"triples": []}}, 422, "invalid-input"),
-        ({"json": {"triples": numbered(101)}}, 422, "too-many-items"),
+        ({"json": {"triples": numbered(101)}}, 413, "too-many-items"),
         ({"json": {"triples": numbered(1), "kind": "train"}}, 422, "invalid-input"),
         ({"json": {"triples": numbered(1, cot="x" * 300_000)}}, 413, "payload-too-large"),
         ({"content": b"[" * 100_000}, 400, "malformed-json"),
-        ({"content": json.dumps({"triples": numbered(1, cot="\ud800")})}, 422, "invalid-utf8"),
+        ({"content": b"[" * 65 + b"]" * 65}, 400, "malformed-json"),
+        ({"content": b'{"triples": [], "triples": []}'}, 422, "invalid-input"),
+        ({"content": b'{"triples": "\xff"}'}, 400, "invalid-utf8"),
+        ({"content": json.dumps({"triples": numbered(1, cot="\ud800")})}, 400, "invalid-utf8"),
+        (
+            {"content": b"{}", "headers": {"content-type": "text/plain"}},
+            415,
+            "unsupported-media-type",
+        ),
+        (
+            {"content": gzip.compress(b"{}"), "headers": {"content-encoding": "gzip"}},
+            415,
+            "unsupported-media-type",
+        ),
     ],
 )
 async def test_bad_bodies(client, request_, status, code):
-    answer = await client.post("/jobs", headers={"content-type": "application/json"}, **request_)
+    request_ = dict(request_)
+    headers = {"content-type": "application/json", **request_.pop("headers", {})}
+    answer = await client.post("/jobs", headers=headers, **request_)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == code
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "options"),
-    [
-        ("in.txt", b"x", "{}"),
-        ("in.jsonl", b'{"text": 1}\n', "{}"),
-        ("in.jsonl", b"", "{}"),
-        ("in.parquet", b"no parquet", "{}"),
-        ("../../in.jsonl", b"", "{}"),
-        ("in.jsonl", b"{}", "[1]"),
-        ("in.jsonl", b"{}", "{"),
-        ("in.jsonl", b"{}", '{"tau": 7}'),
-        ("in.jsonl", b"{}", '{"config": {"tau": 7}}'),
-    ],
-)
-async def test_bad_uploads(client, name, data, options):
-    answer = await client.post(
-        "/jobs/upload", files={"file": (name, data)}, data={"options": options}
-    )
-    assert answer.status_code == 422, answer.text
-    assert (await client.get("/jobs")).json()["jobs"] == []
 
 
 async def test_events_tell_the_progress_and_the_end(client):
@@ -180,11 +215,3 @@ async def test_retrying_a_job_without_failures_changes_nothing(client):
     job = await submit(client, numbered(3))
     before = await finished(client, job)
     assert (await client.post(f"/jobs/{job}/retry")).json() == before
-
-
-async def test_a_target_of_the_request_displaces_the_servers(client):
-    client.app.state.gateway.submissions._defaults["max_tokens"] = 4
-    body = {"triple": TRIPLE, "config": {"keep_ratio": 0.5}}
-    answer = await client.post("/prune", json=body)
-    config = answer.json()["config"]
-    assert (config["max_tokens"], config["keep_ratio"]) == (None, 0.5)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import InvalidInput, NotFound
-from asap_runtime.datasets import count_lines, read_lines, read_records
+from asap_runtime.datasets import count_lines, ending_of, read_lines, read_records
 
 ROWS = [{"question": f"q{i}", "cot": "a\n\nb", "answer": "é漢"} for i in range(5)]
 
@@ -54,6 +54,38 @@ def test_a_bad_line_does_not_stop_the_reading(tmp_path):
         "malformed-json", "invalid-input", "invalid-utf8", *["malformed-json"] * 3
     ]  # fmt: skip
     assert "column 1" in lines[1].error.detail
+
+
+def test_a_line_of_a_hostile_file_is_a_bad_line(tmp_path):
+    path = tmp_path / "in.jsonl"
+    lines = [
+        b'{"a": 1, "a": 2}',
+        b'{"a": ' * 65 + b"1" + b"}" * 65,
+        b'{"a": "%s"}' % (b"x" * 2**22),
+    ]
+    path.write_bytes(b"\n".join([*lines, json.dumps(ROWS[0]).encode()]))
+    *bad, good = read_lines(str(path))
+    assert [line.error.problem_code for line in bad] == [
+        "invalid-input", "malformed-json", "payload-too-large"
+    ]  # fmt: skip
+    assert good.row == ROWS[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("a.jsonl", ".jsonl"),
+        ("../A.JSONL.GZ", ".jsonl.gz"),
+        (".ndjson", ".ndjson"),
+        ("a.parquet", ".parquet"),
+        ("a.jsonl.zip", None),
+        ("a.gz", None),
+        ("jsonl", None),
+        ("", None),
+    ],
+)
+def test_the_ending_tells_the_format(name, ending):
+    assert ending_of(name) == ending
 
 
 def test_a_truncated_gzip_file_gives_its_good_lines_first(tmp_path):

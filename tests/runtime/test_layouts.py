@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import io
+import random
+
+import pyarrow.parquet as pq
 import pytest
 
 from asap.config import PruneConfig
@@ -7,7 +11,7 @@ from asap.errors import InvalidInput, NotFound
 from asap.fine import fine_prune
 from asap.types import Record, Triple
 from asap_runtime.datasets import read_lines, read_records
-from asap_runtime.layouts import RecordWriter, to_row
+from asap_runtime.layouts import RecordWriter, in_chunks, to_row
 from fakes import TableScorer
 
 
@@ -83,3 +87,36 @@ def test_output_names_that_cannot_work(tmp_path):
     (tmp_path / "d.jsonl").mkdir()
     with pytest.raises(InvalidInput, match="is a folder"):
         RecordWriter.check(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("layout", ["messages", "triple", "record"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+async def test_chunks_are_the_file_in_pieces(tmp_path, name, layout):
+    done = await records(700)
+    with RecordWriter(tmp_path / name, layout) as writer:
+        for record in done:
+            writer.write(record)
+    chunks = list(in_chunks(done, layout, name.partition(".")[2]))
+    assert b"".join(chunks) == (tmp_path / name).read_bytes()
+    assert list(in_chunks([], layout, "jsonl")) == []
+    empty = b"".join(in_chunks([], layout, "parquet"))
+    assert pq.read_table(io.BytesIO(empty)).num_rows == 0
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+async def test_chunks_come_while_records_do_and_are_not_kept(format):
+    [record] = await records(1)
+    rng, given = random.Random(0), 0
+
+    def endless():
+        nonlocal given
+        while True:
+            given += 1
+            cot = f"one step\n\n{rng.randbytes(10_000).hex()}"
+            triple = record.triple.model_copy(update={"cot": cot})
+            yield record.model_copy(update={"triple": triple})
+
+    chunks = in_chunks(endless(), "record", format)
+    sizes = [len(next(chunks)) for _ in range(5)]
+    assert given < 5 * 256 + 1
+    assert max(sizes) < 2**26

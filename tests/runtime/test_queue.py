@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from asap.errors import InvalidInput, Misconfigured
-from asap_runtime.queue import BACKGROUND, BATCH, LIVE, Backlog, MemoryQueue, Message, open_queue
+from asap_runtime.brokers import open_queue
+from asap_runtime.queue import BACKGROUND, BATCH, LIVE, Backlog, MemoryQueue, Message
 
 
 def test_a_message_survives_the_wire():

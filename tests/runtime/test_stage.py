@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from sqlalchemy import update
 
 from asap.config import PruneConfig
 from asap.errors import InvalidInput, UpstreamUnavailable
@@ -17,7 +18,9 @@ from asap_runtime.ledger import JobLedger
 from asap_runtime.migrate import upgrade
 from asap_runtime.queue import BATCH, LIVE, MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
+from asap_runtime.spending import spend
 from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
+from asap_runtime.tables import items, jobs
 from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import NewItem
 
@@ -70,7 +73,7 @@ def database(tmp_path):
     opened.close()
 
 
-def job_of(database, count, priority=BATCH, method="asap"):
+def job_of(database, count, priority=BATCH, method="asap", ingested=True):
     intake = JobIntake(database)
     job = intake.create_job("t", "prune", {}, priority)
     config = PruneConfig(method=method)
@@ -81,9 +84,10 @@ def job_of(database, count, priority=BATCH, method="asap"):
         )
         for i in range(count)
     ]
-    items = [NewItem(i, "anchor", r.model_dump_json().encode()) for i, r in enumerate(records, 1)]
-    intake.add_items(job, items)
-    intake.mark_ingested(job)
+    payloads = [record.model_dump_json().encode() for record in records]
+    intake.add_items(job, (NewItem(i, "anchor", p) for i, p in enumerate(payloads, 1)))
+    if ingested:
+        intake.mark_ingested(job)
     return job
 
 
@@ -197,10 +201,6 @@ async def test_lost_and_doubled_and_foreign_messages_have_no_effect(database):
             MemoryQueue.publish(queue, Message("anchor", ids))
         job = job_of(database, 20)
         # what was marked as published and lost comes back after a minute; here it is made due now
-        from sqlalchemy import update
-
-        from asap_runtime.tables import items
-
         for _ in range(60):
             await asyncio.sleep(0.1)
             with database.write() as connection:
@@ -272,3 +272,80 @@ async def test_a_cancelled_job_stops_its_running_work(database):
         await asyncio.sleep(0.3)
         assert len(stopped) == 6
     assert {result.status for result in results} == {"cancelled"}
+
+
+def cost_of(database, job):
+    return JobLedger(database).job("t", job).cost
+
+
+async def test_what_an_item_cost_is_booked_however_its_work_ends(database):
+    async def act(record, times):
+        spend(0.01)
+        match record.id[-1], times:
+            case "1", 1 | 2:
+                raise UpstreamUnavailable("busy")
+            case "2", _:
+                raise InvalidInput("wrong", code="no-code")
+            case "3", _:
+                await asyncio.sleep(60)
+            case "4", _:
+                raise ValueError("a defect")
+            case "5", 1:
+                return Wait(record, 0.01)
+
+    anchor = Scripted("anchor", act)
+    limits = RunnerLimits(
+        lease_s=0.6, heartbeat_s=0.1, timeout_s=0.5, max_attempts=3, backoff_base_s=0.01
+    )
+    host = StageHost(
+        database, MemoryQueue(), [anchor, Scripted("surprisal")], limits=limits, sweep_period_s=0.05
+    )
+    async with host:
+        job = job_of(database, 6)
+        await ended(database, job)
+    costs = [item.cost for item in JobLedger(database).items("t", job)]
+    assert costs == [10_000, 30_000, 10_000, 30_000, 10_000, 20_000]
+    assert cost_of(database, job) == sum(costs)
+
+
+async def test_what_stopped_work_cost_is_booked_once(database):
+    async def act(record, times):
+        spend(0.01)
+        await asyncio.sleep(60)
+
+    anchor = Scripted("anchor", act)
+    async with host_of(database, anchor, Scripted("surprisal")):
+        cancelled = job_of(database, 3)
+        await asyncio.sleep(0.3)
+        JobLedger(database).cancel("t", cancelled)
+        await ended(database, cancelled)
+        await asyncio.sleep(0.3)  # a heartbeat, and the work hears of it
+        assert cost_of(database, cancelled) == 30_000
+        left = job_of(database, 2)
+        await asyncio.sleep(0.3)
+    assert cost_of(database, left) == 20_000
+    assert cost_of(database, cancelled) == 30_000
+
+
+async def test_a_cost_cap_ends_the_job_cleanly_with_what_was_paid(database):
+    async def act(record, times):
+        await asyncio.sleep(0.01)
+        spend(0.01)
+
+    anchor = Scripted("anchor", act, concurrency=4)
+    async with host_of(database, anchor, Scripted("surprisal")):
+        job = job_of(database, 200, ingested=False)
+        with database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job).values(cost_cap=200_000))
+        JobIntake(database).mark_ingested(job)
+        results = await ended(database, job)
+        other = await ended(database, job_of(database, 5))
+    assert [r.status for r in other] == ["succeeded"] * 5
+    assert len(results) == 200
+    done = [r for r in results if r.status == "succeeded"]
+    stopped = [r for r in results if r.status == "failed"]
+    assert len(done) + len(stopped) == 200
+    assert {r.problem.code for r in stopped} == {"cost-cap-reached"}
+    assert cost_of(database, job) == 10_000 * len(done) == 10_000 * (len(anchor.seen) - 5)
+    # 20 reach the cap; more than that only what ran, or was being booked, at that moment
+    assert 20 <= len(done) <= 20 + 4 * anchor.concurrency

@@ -1,20 +1,18 @@
 """The port `ChatModel` over any OpenAI-compatible server, with the one transport retry policy.
 
-Knows HTTP, money and waiting, not prompts, nor what makes a reply good: an empty or truncated reply
-is returned as it came. The SDK's errors quote the server's body, which may quote prompt and key, so
-ours are raised outside its `except` blocks and carry no trace of them.
+Knows waiting and money, not prompts, nor what makes a reply good: an empty or truncated reply is
+returned as it came.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-import openai
-from pydantic import BaseModel, Field, ValidationError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -23,17 +21,21 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from asap.errors import Misconfigured, UpstreamError
+from asap.errors import UpstreamError
+from asap.estimate import Prices
 from asap.ports import ChatResult, Sampling
-from asap.types import Usage
+from asap.windows import rough_tokens
 from asap_anchor.cache import ReplyCache, reply_key
-from asap_anchor.failures import Failures, Transient
+from asap_anchor.failures import Failures, Transient, concerns
+from asap_anchor.limits import AdaptiveLimit, Breaker, Pace, Slots
+from asap_anchor.transport import OPENAI_URL, Transport, host_of
+from asap_anchor.wire import Dialect, Refusal, chat_body, read_reply
+from asap_runtime.spending import spend
 
-__all__ = ["OPENAI_URL", "ChatStats", "OpenAIChat"]
+__all__ = ["OPENAI_URL", "ChatStats", "Measure", "OpenAIChat"]
 
-OPENAI_URL = "https://api.openai.com/v1"
-_CONNECT_S = 10.0
-"""A server that does not accept a connection by then is down; a reply may take minutes."""
+Measure = Callable[[str, Awaitable[ChatResult]], Awaitable[ChatResult]]
+"""Awaits one request to the model of that name; sees its result or failure."""
 
 
 @dataclass(slots=True)
@@ -49,35 +51,17 @@ class ChatStats:
     """Backoff before retries, summed over concurrent calls."""
 
 
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Tokens(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Reply(BaseModel):
-    """What we need of a chat completion. The SDK builds its own types without checking them."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Tokens | None = None
-
-
 class OpenAIChat:
     """A chat model behind an OpenAI-compatible endpoint; safe for any number of concurrent calls.
 
-    `timeout_s` bounds one request from connect to the last byte, so a reply that trickles ends too.
+    At most `concurrency` calls are under way, fewer while the server refuses or slows down, and no
+    more than the given requests and tokens per minute. `timeout_s` bounds one request.
     `max_transport` retries follow transport failures, after a random wait of up to
     `backoff_base_s` * 2^n or as long as the server asks, at most `backoff_cap_s`.
-    `price_in` and `price_out` are USD per million tokens; both are needed for a cost.
-    No `base_url` is OpenAI's own. A server without keys takes any `api_key`.
+    With a `breaker` no call is tried while it is open. `price_in`, `price_out` and `price_cached`
+    are USD per million tokens; the first two are needed for a cost.
+    No `base_url` is OpenAI's own. A server without keys takes any `api_key`. `measure` is put
+    around every request, also around those that are tried again.
     """
 
     def __init__(
@@ -88,34 +72,36 @@ class OpenAIChat:
         model: str,
         timeout_s: float = 600.0,
         concurrency: int = 32,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         max_transport: int = 6,
         backoff_base_s: float = 2.0,
         backoff_cap_s: float = 120.0,
         price_in: float | None = None,
         price_out: float | None = None,
+        price_cached: float | None = None,
         cache: ReplyCache | None = None,
+        measure: Measure | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
-        base_url = base_url or OPENAI_URL
-        host = _host(base_url)
         self.stats = ChatStats()
         self._model = model
-        self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(concurrency)
+        self._failures = Failures(host_of(base_url), model, max_transport)
+        self._transport = Transport(base_url, api_key, timeout_s=timeout_s, failures=self._failures)
+        self._limit = AdaptiveLimit(concurrency)
+        self._slots = Slots(self._limit)
+        self._requests, self._tokens = Pace(requests_per_minute), Pace(tokens_per_minute)
+        self._breaker = breaker
         self._max_transport = max_transport
-        self._failures = Failures(host, model, max_transport)
         self._backoff_base_s = backoff_base_s
         self._backoff_cap_s = backoff_cap_s
-        self._price_in = price_in
-        self._price_out = price_out
+        self._prices = None
+        if price_in is not None and price_out is not None:
+            self._prices = Prices(price_in, price_out, price_cached)
         self._cache = cache
+        self._measure = measure
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._takes_schema = True
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=_header_safe(api_key),
-            timeout=openai.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            max_retries=0,
-        )
+        self._dialect = Dialect()
 
     @property
     def name(self) -> str:
@@ -124,13 +110,14 @@ class OpenAIChat:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._transport.close()
 
     async def complete(self, prompt: str, sampling: Sampling) -> ChatResult:
         """One reply to one user message, from the cache when it was asked before.
 
         Raises UpstreamTimeout or UpstreamUnavailable when no retry is left (context `retry_after_s`
-        when the server named a time), UpstreamError when a retry cannot help.
+        when the server named a time), UpstreamError when a retry cannot help. An error with `waits`
+        in its context asks for the call later.
         """
         if self._cache is None:
             return await self._ask(prompt, sampling)
@@ -179,101 +166,87 @@ class OpenAIChat:
         await asyncio.sleep(seconds)
 
     async def _send(self, prompt: str, sampling: Sampling) -> ChatResult:
-        if sampling.json_schema is None or not self._takes_schema:
-            return await self._post(prompt, sampling, structured=False)
+        """One request, and again in plainer words while the server does not understand it."""
+        dialect = known = self._dialect
+        while True:
+            try:
+                result = await self._post(prompt, sampling, dialect)
+            except UpstreamError as error:
+                plainer = None
+                if error.context.get("status") in (400, 422):
+                    structured = sampling.json_schema is not None
+                    refused = error.context.get("param")
+                    plainer = dialect.plainer(refused, structured=structured)
+                if plainer is None:
+                    raise
+                dialect = plainer
+            else:
+                if dialect is not known:
+                    # Only now is it known that the words were at fault, not, say, a long prompt.
+                    self._dialect = dialect
+                return result
+
+    async def _post(self, prompt: str, sampling: Sampling, dialect: Dialect) -> ChatResult:
+        reserved = rough_tokens(prompt)
+        await self._wait_for_turn(reserved)
+        probe, began = self._enter(), time.monotonic()
+        request = self._request(prompt, sampling, dialect)
         try:
-            return await self._post(prompt, sampling, structured=True)
+            result = await (self._measure(self._model, request) if self._measure else request)
+        except asyncio.CancelledError:
+            if self._breaker is not None:
+                self._breaker.cancelled(probe=probe)
+            raise
+        except Transient as failure:
+            self._failed(failure.error, began, probe=probe, retry_after_s=failure.retry_after_s)
+            raise
         except UpstreamError as error:
-            if error.context.get("status") not in (400, 422):
-                raise
-        result = await self._post(prompt, sampling, structured=False)
-        # Only now is it known that the schema was at fault, and not, say, a prompt too long.
-        self._takes_schema = False
+            self._failed(error, began, probe=probe)
+            raise
+        kind = (sampling.temperature, sampling.json_schema is not None)
+        self._limit.answered(kind, began=began, now=time.monotonic())
+        self._tokens.correct(result.usage.prompt_tokens + result.usage.completion_tokens - reserved)
+        if self._breaker is not None:
+            self._breaker.end(None, time.monotonic(), probe=probe)
         return result
 
-    async def _post(self, prompt: str, sampling: Sampling, *, structured: bool) -> ChatResult:
-        failure: Exception
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._client.chat.completions.with_raw_response.create(
-                    model=self._model,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=sampling.max_tokens,
-                    seed=sampling.seed,
-                    response_format={
-                        "type": "json_schema",
-                        "json_schema": {
-                            "name": "kept_steps",
-                            "strict": True,
-                            "schema": sampling.json_schema or {},
-                        },
-                    }
-                    if structured
-                    else openai.omit,
-                )
-        except (TimeoutError, openai.APITimeoutError):
-            failure = self._failures.timed_out(self._timeout_s)
-        except openai.APIConnectionError:
-            failure = self._failures.unreachable()
-        except openai.APIStatusError as error:
-            failure = self._failures.refused(error.status_code, error.response.headers)
+    async def _wait_for_turn(self, tokens: int) -> None:
+        now = time.monotonic()
+        seconds = max(self._requests.reserve(1, now), self._tokens.reserve(tokens, now))
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    def _enter(self) -> bool:
+        """Whether the request that starts now is the breaker's probe."""
+        if self._breaker is None:
+            return False
+        if seconds := self._breaker.wait_s(time.monotonic()):
+            raise self._failures.resting(seconds, self._breaker.reason)
+        return self._breaker.begin()
+
+    def _failed(
+        self, error: UpstreamError, began: float, *, probe: bool, retry_after_s: float | None = None
+    ) -> None:
+        """What a failure says of the server, for all calls that follow."""
+        now, whose = time.monotonic(), concerns(error)
+        if error.context.get("status") in (429, 503) and whose != "account":
+            self._limit.refused(began=began, now=now)
+            if retry_after_s is not None:
+                self._requests.pause(now + min(retry_after_s, self._backoff_cap_s))
+        if self._breaker is None:
+            return
+        if whose == "account":
+            self._breaker.trip(error.detail, now)
         else:
-            return self._read(response.content)
-        raise failure
+            self._breaker.end(error.detail if whose == "server" else None, now, probe=probe)
 
-    def _read(self, body: bytes) -> ChatResult:
-        try:
-            reply = _Reply.model_validate_json(body)
-        except ValidationError:
-            reply = None
-        if reply is None:
+    async def _request(self, prompt: str, sampling: Sampling, dialect: Dialect) -> ChatResult:
+        body = chat_body(self._model, prompt, sampling, dialect)
+        answer = await self._transport.post("/chat/completions", body)
+        if answer.status != 200:
+            raise self._failures.refused(answer.status, answer.headers, Refusal.read(answer.body))
+        result = read_reply(answer.body, self._prices)
+        if result is None:
             raise self._failures.malformed()
-        choice = reply.choices[0]
-        return ChatResult(
-            text=choice.message.content or "",
-            finish_reason=choice.finish_reason or "unknown",
-            usage=self._priced(reply.usage),
-        )
-
-    def _priced(self, tokens: _Tokens | None) -> Usage:
-        if tokens is None:
-            return Usage(calls=1)
-        cost_usd = None
-        if self._price_in is not None and self._price_out is not None:
-            paid = (
-                tokens.prompt_tokens * self._price_in + tokens.completion_tokens * self._price_out
-            )
-            cost_usd = paid / 1e6
-        return Usage(
-            calls=1,
-            prompt_tokens=tokens.prompt_tokens,
-            completion_tokens=tokens.completion_tokens,
-            cost_usd=cost_usd,
-        )
-
-
-def _host(base_url: str) -> str:
-    """Host and port for messages, without a password that the URL may hold."""
-    try:
-        address = urlsplit(base_url)
-        works = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:  # half an IPv6 address, a port beyond 65535
-        works = False
-    if not works:
-        raise Misconfigured(
-            "The LLM's base URL must look like http://host:8000/v1 or https://host/v1."
-        )
-    return address.netloc.rpartition("@")[2]
-
-
-def _header_safe(api_key: str) -> str:
-    """The key without the newline that files end in. Refuses what HTTP could not carry.
-
-    The HTTP library would refuse it too, with the key in its message.
-    """
-    key = api_key.strip()
-    if not key or not (key.isascii() and key.isprintable()):
-        raise Misconfigured("The LLM's API key must be one line of printable ASCII characters.")
-    return key
+        spend(result.usage.cost_usd or 0.0)
+        return result

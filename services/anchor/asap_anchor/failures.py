@@ -1,5 +1,7 @@
 """What can go wrong between us and an LLM server: which failures deserve a retry, and the sentences
 for those that stay. No sentence holds the server's body, the prompt or the key.
+
+An error with `waits=True` in its context is nobody's failure: the server wants the call later.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import Any, Literal
 
 from asap.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from asap_anchor.wire import Refusal
 
-__all__ = ["Failures", "Transient", "retry_after_s"]
+__all__ = ["Failures", "Transient", "concerns", "retry_after_s"]
 
+NO_WORDS = Refusal()
 _ADVICE = {
     401: "check the API key",
     403: "the API key may not use this model",
@@ -70,8 +74,22 @@ class Failures:
             )
         )
 
-    def refused(self, status: int, headers: Mapping[str, str]) -> Transient | UpstreamError:
-        """An error status: transient (408, 409, 429, 5xx), or final."""
+    def refused(
+        self, status: int, headers: Mapping[str, str], refusal: Refusal = NO_WORDS
+    ) -> Transient | UpstreamError:
+        """An error status: transient (408, 409, 429, 5xx), or final.
+
+        An account without credit is final for the call, and all others would meet it too.
+        """
+        if status == 402 or refusal.code == "insufficient_quota":
+            return UpstreamUnavailable(
+                f"The LLM server {self.server} answered {status}: the account's credit or quota "
+                "is used up; add credit, or raise its limit.",
+                server=self.server,
+                status=status,
+                account=True,
+                waits=True,
+            )
         if status not in (408, 409, 429) and status < 500:
             advice = _ADVICE.get(status, "it does not accept the request")
             return UpstreamError(
@@ -79,9 +97,13 @@ class Failures:
                 f"{advice}.",
                 server=self.server,
                 status=status,
+                # Compared with a word of the protocol, so no text of the server is kept.
+                **({"param": "max_tokens"} if refusal.param == "max_tokens" else {}),
             )
         asked = retry_after_s(headers, now=time.time())
         known: dict[str, Any] = {} if asked is None else {"retry_after_s": asked}
+        if status in (429, 503):
+            known["waits"] = True
         return Transient(
             UpstreamUnavailable(
                 f"The LLM server {self.server} answered {status}, {self._also()}: "
@@ -93,8 +115,35 @@ class Failures:
             asked,
         )
 
+    def resting(self, seconds: float, reason: str) -> UpstreamUnavailable:
+        """Calls are not even tried at the moment, because of what the last ones met."""
+        return UpstreamUnavailable(
+            f"The LLM server {self.server} is left alone for {seconds:.0f} s. {reason}",
+            server=self.server,
+            retry_after_s=seconds,
+            waits=True,
+        )
+
+    def in_batch(self, seconds: float) -> UpstreamUnavailable:
+        """The reply comes with a batch; ask again later."""
+        return UpstreamUnavailable(
+            f"The reply of {self.server} comes with a batch.",
+            server=self.server,
+            retry_after_s=seconds,
+            waits=True,
+        )
+
     def _also(self) -> str:
         return f"also after {self.retries} retries"
+
+
+def concerns(error: UpstreamError) -> Literal["call", "server", "account"]:
+    """Whom a failure concerns: one call or one moment, the server, or the account behind all."""
+    if error.context.get("account"):
+        return "account"
+    status = error.context.get("status")
+    refuses_this = isinstance(status, int) and 400 <= status < 500
+    return "call" if refuses_this and status not in (401, 403, 404, 408) else "server"
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: float) -> float | None:

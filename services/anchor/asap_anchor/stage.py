@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
+
 from asap.coarse import coarse_prune
-from asap.errors import CoarseExhausted
+from asap.errors import CoarseExhausted, UpstreamTimeout, UpstreamUnavailable
 from asap.types import Record
 from asap_anchor.cache import ReplyCache
 from asap_anchor.chat import OpenAIChat
+from asap_anchor.limits import Breaker
+from asap_anchor.measure import measure, show_breaker
 from asap_anchor.settings import AnchorSettings
-from asap_runtime.stage import Done
+from asap_anchor.transport import host_of
+from asap_runtime.stage import Done, Wait
+from asap_runtime.telemetry import COARSE_ATTEMPTS
 
 __all__ = ["AnchorStage"]
+
+WAIT_S = 30.0
+"""Until an item asks again where the server named no time."""
+LEAST_S = 1.0
+"""A server that asks for no time at all is not asked in a tight loop."""
+SPREAD = 0.2
+"""Items that wait for one moment come back over this part of their wait more."""
 
 
 class AnchorStage:
@@ -21,6 +36,7 @@ class AnchorStage:
     def __init__(self, settings: AnchorSettings) -> None:
         self._settings = settings
         self._chat: OpenAIChat | None = None
+        self._breaker = Breaker(show_breaker(host_of(settings.llm.base_url)))
 
     @property
     def concurrency(self) -> int:
@@ -37,14 +53,45 @@ class AnchorStage:
                 model=llm.model,
                 timeout_s=llm.timeout_s,
                 concurrency=llm.concurrency,
+                requests_per_minute=llm.requests_per_minute,
+                tokens_per_minute=llm.tokens_per_minute,
                 price_in=llm.price_in,
                 price_out=llm.price_out,
+                price_cached=llm.price_cached,
                 cache=ReplyCache(self._settings.home.expanduser() / "replies"),
+                measure=measure,
+                breaker=self._breaker,
             )
 
-    async def process(self, record: Record) -> Done:
-        """The record with its coarse block; a rejected record is the item's problem."""
-        pruned = await coarse_prune(record, self._chat)
+    async def ready(self) -> None:
+        """Raise UpstreamUnavailable while the LLM server is left alone."""
+        if self._breaker.is_open:
+            raise UpstreamUnavailable(
+                f"The LLM server fails, and is asked again in a moment. {self._breaker.reason}",
+                retry_after_s=self._breaker.wait_s(time.monotonic()),
+            )
+
+    async def process(self, record: Record) -> Done | Wait:
+        """The record with its coarse block; a rejected record is the item's problem.
+
+        While the server wants calls later the item waits, which is no attempt. What it was told so
+        far is in the reply cache.
+        """
+        limit_s = self._settings.llm.item_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                pruned = await coarse_prune(record, self._chat)
+        except UpstreamUnavailable as error:
+            if not error.context.get("waits"):
+                raise
+            asked = error.context.get("retry_after_s")
+            seconds = max(LEAST_S, asked) if isinstance(asked, float) else WAIT_S
+            return Wait(record, seconds * random.uniform(1, 1 + SPREAD))
+        except TimeoutError:
+            raise UpstreamTimeout(f"stage 1 was not through in {limit_s:g} s") from None
+        if pruned.coarse is not None:
+            tries = [a for a in pruned.coarse.attempts if a.purpose == "coarse"]
+            COARSE_ATTEMPTS.observe(len(tries))
         if pruned.coarse is not None and pruned.coarse.status == "rejected":
             raise CoarseExhausted("no valid coarse CoT within max_attempts (on_fail=drop)")
         return Done(pruned)

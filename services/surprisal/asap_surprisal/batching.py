@@ -1,4 +1,4 @@
-"""Which rows share a forward pass: similar lengths, under a budget of padded tokens."""
+"""Which rows share a forward pass: as many as a budget of tokens holds; nothing is padded."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ __all__ = ["plan_batches"]
 def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
     """Indices of the rows of each batch, longest rows first: a lack of memory shows at once.
 
-    In a batch, longest row x rows <= `max_batch_tokens`; a row that is longer is a batch of one.
+    The tokens of a batch are at most `max_batch_tokens`; a row that is longer is a batch of one.
+    Each row goes to the first batch with room. O(rows x batches).
     """
     batches: list[list[int]] = []
+    room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_batch_tokens:
-            batches[-1].append(i)
-        else:
+        found = next((at for at, left in enumerate(room) if lengths[i] <= left), None)
+        if found is None:
             batches.append([i])
+            room.append(max_batch_tokens - lengths[i])
+        else:
+            batches[found].append(i)
+            room[found] -= lengths[i]
     return batches

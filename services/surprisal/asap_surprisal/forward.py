@@ -1,4 +1,4 @@
-"""The forward pass: hidden states of a batch, the output head on the needed rows alone, in float32.
+"""The forward pass: hidden states of a pack, the output head on the needed rows alone, in float32.
 
 Full logits of 16,384 tokens and a vocabulary of 152,064 are 4.6 GiB in bfloat16, and their
 log-softmax as much again; the rows of 150 first tokens are 91 MB. bfloat16 log-probabilities would
@@ -7,17 +7,21 @@ also make ties: they have steps of 0.031 nats between 4 and 8, and logits of 0.1
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from asap_surprisal.attention import KeyValues, PackedRow, Packing
+from asap_surprisal.memory import Budget
+from asap_surprisal.metering import PassCost
 from asap_surprisal.sequence import Row
 
-__all__ = ["HEAD_ROWS", "CausalLM", "float32_head", "score_rows", "surprisal_and_entropy"]
+__all__ = ["HEAD_ROWS", "CausalLM", "PassRow", "Pending", "float32_head", "launch"]
 
 HEAD_ROWS = 256
 """Rows that the output head sees at once. 256 keep the matrix product efficient and its float32
@@ -33,12 +37,66 @@ class CausalLM:
     """A language model in two parts, as the scorer uses it."""
 
     backbone: Callable[..., Any]
-    """`input_ids`, int64 (rows, tokens), to `last_hidden_state` (rows, tokens, width)."""
+    """`input_ids`, int64 (1, tokens), to `last_hidden_state` (1, tokens, width)."""
     head: Callable[[Tensor], Tensor]
     """(positions, width) to logits (positions, vocabulary)."""
     device: torch.device
     max_positions: int | None = None
     """Longest input of the backbone; None when its config does not say."""
+    packs: bool = False
+    """Whether `backbone` takes `position_ids` and `packing`, so that rows can share a pass."""
+    cost: PassCost = field(default_factory=PassCost)
+    budget: Budget = field(default_factory=Budget)
+    """What its device can hold at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassRow:
+    """What one row of a pass computes."""
+
+    row: Row
+    """Its whole ids; `positions` are those behind the reused tokens."""
+    reused: int = 0
+    known: KeyValues | None = None
+    grown: KeyValues | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the backbone sees."""
+        return len(self.row.ids) - self.reused
+
+
+class Pending:
+    """Values of one pass, which the device may still be working on.
+
+    Args:
+        values: (positions, 2), on the device.
+        sizes: positions of each row.
+        begin: makes `seconds`.
+    """
+
+    def __init__(self, values: Tensor, sizes: Sequence[int], begin: Any) -> None:
+        self._sizes, self._begin = sizes, begin
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._end: Any = _mark()
+        else:
+            self._values, self._end = values, time.perf_counter()
+
+    def values(self) -> list[list[tuple[float, float]]]:
+        """(surprisal, entropy) at each position of each row; waits for the device."""
+        if not isinstance(self._end, float):
+            self._end.synchronize()
+        values = [(surprisal, entropy) for surprisal, entropy in self._values.tolist()]
+        return [values[start:end] for start, end in pairwise(accumulate(self._sizes, initial=0))]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the device; known once `values` has returned."""
+        if isinstance(self._end, float):
+            return float(self._end - self._begin)
+        return float(self._begin.elapsed_time(self._end)) / 1000
 
 
 def float32_head(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -69,26 +127,52 @@ def surprisal_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.inference_mode()
-def score_rows(model: CausalLM, rows: Sequence[Row]) -> list[list[tuple[float, float]]]:
-    """(surprisal, entropy) at each position of each row, from one batch.
+def launch(model: CausalLM, rows: Sequence[PassRow]) -> Pending:
+    """Start one pass over the new tokens of `rows`; only one row for a model that does not pack.
 
-    Rows are padded on the right and no mask is passed: under causal attention nothing behind a
-    position reaches it, and without a mask attention takes its fast kernel. Memory beyond the
-    backbone's own is O(positions x width + HEAD_ROWS x vocabulary).
+    On a GPU it returns when the work is queued. Memory beyond the backbone's own is
+    O(positions x width + HEAD_ROWS x vocabulary).
     """
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
-    at_row = [i for i, row in enumerate(rows) for _ in row.positions]
-    at_token = [position for row in rows for position in row.positions]
-    output = model.backbone(input_ids=ids.to(model.device), use_cache=False)
-    hidden = output.last_hidden_state[at_row, at_token]
-    targets = torch.tensor([target for row in rows for target in row.targets]).to(model.device)
+    begin: Any = time.perf_counter()
+    if model.device.type == "cuda":
+        begin = _mark()
+    starts = list(accumulate((row.tokens for row in rows), initial=0))
+    ids, places, at, targets = _to_device(
+        [token for row in rows for token in row.row.ids[row.reused :]],
+        [place for row in rows for place in range(row.reused, len(row.row.ids))],
+        [
+            start + position - row.reused
+            for start, row in zip(starts, rows, strict=False)
+            for position in row.row.positions
+        ],
+        [target for row in rows for target in row.row.targets],
+        device=model.device,
+    )
+    options: dict[str, Any] = {}
+    if model.packs:
+        packed = [PackedRow(row.tokens, row.reused, row.known, row.grown) for row in rows]
+        options = {"position_ids": places[None], "packing": Packing(packed, model.device)}
+    output = model.backbone(input_ids=ids[None], use_cache=False, **options)
+    hidden = output.last_hidden_state[0].index_select(0, at)
     blocks = [
         torch.stack(surprisal_and_entropy(model.head(states), block), dim=1)
         for states, block in zip(
             torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True
         )
     ]
-    values = [(surprisal, entropy) for surprisal, entropy in torch.cat(blocks).tolist()]
-    ends = accumulate((len(row.positions) for row in rows), initial=0)
-    return [values[start:end] for start, end in pairwise(ends)]
+    return Pending(torch.cat(blocks), [len(row.row.positions) for row in rows], begin)
+
+
+def _to_device(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
+    """Each list as int64, by one copy that the host does not wait for."""
+    flat = [number for numbers in lists for number in numbers]
+    both = torch.tensor(flat, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.split(both, [len(numbers) for numbers in lists])
+
+
+def _mark() -> Any:
+    """A point in the work of the GPU, with its time."""
+    cuda: Any = torch.cuda  # its types are incomplete
+    event = cuda.Event(enable_timing=True)
+    event.record()
+    return event

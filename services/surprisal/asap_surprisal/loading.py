@@ -11,15 +11,21 @@ import torch
 import transformers
 
 from asap.errors import CapacityError, Misconfigured
+from asap_surprisal.attention import PACKED, PackedRow, Packing
 from asap_surprisal.forward import CausalLM, float32_head
+from asap_surprisal.memory import free_bytes, plan_budget
+from asap_surprisal.metering import PassCost
 from asap_surprisal.model_files import locate_model
 
-__all__ = ["Device", "Dtype", "gpu_available", "load_model"]
+__all__ = ["Device", "Dtype", "causal_lm", "gpu_available", "load_model"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PROBE_TOKENS = 8
+_PROBE_ROWS = [5, 8]
+_PROBE_ERROR = 0.05  # relative; deep models in bfloat16 differ by a few per cent between kernels
+_PACKABLE = {"full_attention", "sliding_attention"}
 
 
 def load_model(model: str, device: Device, dtype: Dtype) -> CausalLM:
@@ -56,11 +62,26 @@ def load_model(model: str, device: Device, dtype: Dtype) -> CausalLM:
     except torch.OutOfMemoryError as error:
         raise CapacityError(f"the {target.type} device is too small for model {model!r}") from error
     _check_head(loaded, model)
+    return causal_lm(loaded)
+
+
+def causal_lm(loaded: Any) -> CausalLM:
+    """The parts of a transformers model on its device, its attention replaced where that is safe.
+
+    Rows share a pass where packed attention gives what the model's own attention gives; a model
+    with attention of its own kind (soft caps, sinks, chunks, recurrent layers) runs row by row.
+    """
+    head, config = loaded.get_output_embeddings(), loaded.config.get_text_config()
     return CausalLM(
         backbone=loaded.base_model,
-        head=float32_head(loaded.get_output_embeddings()),
-        device=target,
-        max_positions=getattr(loaded.config.get_text_config(), "max_position_embeddings", None),
+        head=float32_head(head),
+        device=loaded.device,
+        max_positions=getattr(config, "max_position_embeddings", None),
+        packs=_pack(loaded),
+        cost=PassCost.of(loaded.base_model, head),
+        budget=plan_budget(
+            config, head.weight.itemsize, loaded.device.type, free_bytes(loaded.device)
+        ),
     )
 
 
@@ -77,6 +98,35 @@ def _resolve_device(device: str) -> torch.device:
             "device 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'"
         )
     return torch.device(device)
+
+
+@torch.inference_mode()
+def _pack(loaded: Any) -> bool:
+    """Give the model packed attention; take it back where the two disagree."""
+    config = loaded.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or _PACKABLE)
+    if not kinds <= _PACKABLE or getattr(config, "attention_chunk_size", None):
+        return False
+    backbone, own = loaded.base_model, loaded.config._attn_implementation
+    ids = torch.arange(sum(_PROBE_ROWS), device=loaded.device)
+    places = torch.cat([torch.arange(size, device=loaded.device) for size in _PROBE_ROWS])
+    packing = Packing([PackedRow(size) for size in _PROBE_ROWS], loaded.device)
+    apart = [
+        backbone(input_ids=part[None], use_cache=False).last_hidden_state
+        for part in torch.split(ids, _PROBE_ROWS)
+    ]
+    try:
+        loaded.set_attn_implementation(PACKED)
+        packed = backbone(
+            input_ids=ids[None], position_ids=places[None], packing=packing, use_cache=False
+        ).last_hidden_state
+        expected = torch.cat(apart, dim=1).float()
+        if (packed.float() - expected).norm() <= _PROBE_ERROR * expected.norm():
+            return True
+    except Exception:  # model code of any kind: what it cannot do, it says in its own way
+        pass
+    loaded.set_attn_implementation(own)
+    return False
 
 
 @torch.inference_mode()

@@ -1,52 +1,64 @@
 """`TorchScorer`: a causal LM gives each step of a CoT its scores, in process (§3.3, Algorithm 2).
 
-Importing this module imports torch; import it where a scorer is really made.
+Three things happen at the same time: workers tokenise what comes next, one thread queues passes on
+the device, another turns finished values into scores. Importing this module imports torch; import
+it where a scorer is really made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from statistics import fmean
-from typing import Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
 
 import torch
 
-from asap.config import ScoreName
 from asap.errors import CapacityError
 from asap.ports import ScoreRequest
-from asap.steps import SEPARATOR, join_steps
-from asap.surprisal import build_context
 from asap.types import StepScores
 from asap_surprisal.batching import plan_batches
-from asap_surprisal.forward import CausalLM, score_rows
+from asap_surprisal.forward import CausalLM, PassRow, Pending, launch
 from asap_surprisal.loading import Device, Dtype, load_model
+from asap_surprisal.metering import Meter, ScorerTotals
 from asap_surprisal.model_files import DEFAULT_MODEL
-from asap_surprisal.sequence import Row, SequencePlan, plan_sequence
+from asap_surprisal.prefix import PrefixStore, Round
+from asap_surprisal.preparation import Prepared, prepare, step_scores
 from asap_surprisal.tokenization import HFTokenCounter
 
 __all__ = ["TorchScorer"]
 
-_EVERY_TOKEN: frozenset[ScoreName] = frozenset({"mean_surprisal", "step_entropy"})
-_DECIMALS = 6  # of a score: what selection sees is exactly what the JSON line holds
 _LEAST_WINDOW = 16  # a smaller `model_max_length` is a place-holder, not a limit
+_WORKERS = 4
+_KEPT_BATCHES = 4
+"""Batches whose keys and values may stay between rounds, where the caller fixes the batch."""
 
-Values = Mapping[int, tuple[float, float]]
-"""(surprisal, entropy) in nats by token index."""
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A pass on the device and whose rows it runs."""
+
+    rows: list[PassRow]
+    owners: list[int]
+    pending: Pending
 
 
 class TorchScorer:
-    """The port `asap.ports.Scorer` on transformers. One device thread, batched requests.
+    """The port `asap.ports.Scorer` on transformers. One device thread, packed batches.
+
+    Any number of `score` calls may run at once: they queue for the device, never for each other's
+    tokenisation.
 
     Args:
         name: names model and tokenizer wherever a score or count is shown.
         model: its backbone and output head, on their device.
         counter: the model's tokenizer.
-        max_batch_tokens: bound on longest row x rows of a forward pass; one row may be longer.
+        max_batch_tokens: tokens of a forward pass; a single row may be longer.
+        max_kept_tokens: whose keys and values may stay for a session's next round.
+        max_row_tokens: the longest sequence that memory is sure to hold; a batch's tokens if None.
     """
 
     def __init__(
@@ -56,13 +68,25 @@ class TorchScorer:
         counter: HFTokenCounter,
         *,
         max_batch_tokens: int = 8192,
+        max_kept_tokens: int | None = None,
+        max_row_tokens: int | None = None,
     ) -> None:
         self._name, self._model, self._counter = name, model, counter
-        self._max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
+        """Tokens of a forward pass."""
         limits = (model.max_positions, counter.max_length)
         self.window: int = min((n for n in limits if n and n >= _LEAST_WINDOW), default=2**31)
         """Longest input in tokens, BOS included."""
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surprisal")
+        longest = max_row_tokens or max_batch_tokens
+        self.max_text_tokens: int | None = None if self.window <= longest else longest
+        """Longest text to admit; None when any is welcome, because windows of it fit the device."""
+        kept = _KEPT_BATCHES * max_batch_tokens if max_kept_tokens is None else max_kept_tokens
+        self._store = PrefixStore(kept if model.packs else 0)
+        self._meter = Meter()
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surprisal")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="surprisal-text")
+        # of its own, because it waits for the device and nobody's tokenisation should
+        self._collector = ThreadPoolExecutor(1, thread_name_prefix="surprisal-values")
 
     @classmethod
     def load(
@@ -71,17 +95,26 @@ class TorchScorer:
         *,
         device: Device = "auto",
         dtype: Dtype = "auto",
-        max_batch_tokens: int = 8192,
+        max_batch_tokens: int | Literal["auto"] = "auto",
     ) -> Self:
         """A scorer from a hub name, a local directory or "demo".
 
-        `auto`: the GPU in bfloat16 where there is one, else the CPU in float32. Raises
-        Misconfigured with one sentence when files are missing or damaged, CapacityError when the
-        device is too small.
+        `auto`: the GPU in bfloat16 where there is one, else the CPU in float32; and as many tokens
+        in a batch as free memory allows and speed asks for. Raises Misconfigured with one sentence
+        when files are missing or damaged, CapacityError when the device is too small.
         """
         counter = HFTokenCounter.load(model)
+        loaded = load_model(model, device, dtype)
+        if max_batch_tokens != "auto":
+            return cls(model, loaded, counter, max_batch_tokens=max_batch_tokens)
+        budget = loaded.budget
         return cls(
-            model, load_model(model, device, dtype), counter, max_batch_tokens=max_batch_tokens
+            model,
+            loaded,
+            counter,
+            max_batch_tokens=budget.batch,
+            max_kept_tokens=budget.kept,
+            max_row_tokens=budget.longest,
         )
 
     @property
@@ -94,102 +127,120 @@ class TorchScorer:
         """The same name: a tokenizer belongs to its model."""
         return self._counter.tokenizer_name
 
+    @property
+    def totals(self) -> ScorerTotals:
+        """What the device has done so far."""
+        return self._meter.totals
+
     def count(self, text: str) -> int:
         """Number of ids of `text`, special tokens not included."""
         return self._counter.count(text)
 
+    def prepare(self, request: ScoreRequest) -> Prepared:
+        """The request tokenised, in any thread; `tokens` is what it costs the device."""
+        return prepare(request, self._counter, self.window)
+
     async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
-        """Scores for each request, in order, computed in the device thread."""
+        """Scores for each request, in order."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self.score_batch, requests)
+        ready = (loop.run_in_executor(self._workers, self.prepare, request) for request in requests)
+        return await self.score_prepared(await asyncio.gather(*ready))
+
+    async def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
+        """Scores for each request that `prepare` made ready, in order."""
+        loop = asyncio.get_running_loop()
+        rounds, launched = await loop.run_in_executor(self._device, self._launch_all, prepared)
+        collect = partial(self._collect, prepared, rounds, launched)
+        return await loop.run_in_executor(self._collector, collect)
 
     def close(self) -> None:
-        """Wait for the device thread and end it."""
-        self._executor.shutdown()
+        """Wait for all threads and end them."""
+        for threads in (self._workers, self._device, self._collector):
+            threads.shutdown()
 
     def score_batch(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
         """`score`, blocking. Raises CapacityError when one sequence does not fit the device."""
-        plans = [self._plan(request) for request in requests]
-        rows = [row for plan in plans for row in plan.rows]
-        owners = [i for i, plan in enumerate(plans) for _ in plan.rows]
-        values: list[dict[int, tuple[float, float]]] = [{} for _ in requests]
-        for batch in plan_batches([len(row.ids) for row in rows], self._max_batch_tokens):
-            scored = self._forward([rows[i] for i in batch])
-            for i, row_values in zip(batch, scored, strict=True):
-                values[owners[i]].update(zip(rows[i].tokens, row_values, strict=True))
-        return [
-            self._assemble(request, plan, known)
-            for request, plan, known in zip(requests, plans, values, strict=True)
-        ]
+        prepared = [self.prepare(request) for request in requests]
+        return self._collect(prepared, *self._launch_all(prepared))
 
-    def _plan(self, request: ScoreRequest) -> SequencePlan:
-        if not request.scores or not request.steps:
-            return SequencePlan([], [range(0)] * len(request.steps), ())
-        context = build_context(request.question, request.steps, request.context)
-        encoding = self._counter.encode(context.text)
-        return plan_sequence(
-            encoding.ids,
-            encoding.offsets,
-            context,
-            bos_id=self._counter.bos_id,
-            window=self.window,
-            every_token=not _EVERY_TOKEN.isdisjoint(request.scores),
-        )
+    def _launch_all(self, prepared: Sequence[Prepared]) -> tuple[dict[int, Round], list[_Launched]]:
+        """Every pass that the requests need, started in the thread of the device."""
+        rows: list[PassRow] = []
+        owners: list[int] = []
+        rounds: dict[int, Round] = {}
+        for i, ready in enumerate(prepared):
+            session = ready.request.session
+            if session is not None and len(ready.plan.rows) == 1 and self._model.packs:
+                rounds[i] = self._store.begin(session, ready.plan.rows[0])
+                parts = [rounds[i].work]
+            else:
+                parts = [PassRow(row) for row in ready.plan.rows]
+            rows += parts
+            owners += [i] * len(parts)
+        most = self.max_batch_tokens if self._model.packs else 1  # one row in each pass
+        launched: list[_Launched] = []
+        for batch in plan_batches([row.tokens for row in rows], most):
+            launched += self._launch([rows[i] for i in batch], [owners[i] for i in batch])
+        return rounds, launched
 
-    def _forward(self, rows: list[Row]) -> list[list[tuple[float, float]]]:
+    def _launch(self, rows: list[PassRow], owners: list[int]) -> list[_Launched]:
         """One batch; on a lack of memory its halves, down to single rows."""
         try:
-            return score_rows(self._model, rows)
+            return [_Launched(rows, owners, launch(self._model, rows))]
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             traceback.clear_frames(
                 error.__traceback__
             )  # they hold the tensors that filled the device
+            self._store.clear()
             if len(rows) == 1:
                 raise CapacityError(
-                    f"the device has too little memory for one sequence of {len(rows[0].ids)} "
+                    f"the device has too little memory for one sequence of {len(rows[0].row.ids)} "
                     "tokens; free some of it or use a smaller model",
-                    tokens=len(rows[0].ids),
+                    tokens=len(rows[0].row.ids),
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         middle = len(rows) // 2
-        return self._forward(rows[:middle]) + self._forward(rows[middle:])
-
-    def _assemble(self, request: ScoreRequest, plan: SequencePlan, values: Values) -> StepScores:
-        steps = request.steps
-        counts = self._counter.count_all(
-            [join_steps(steps), *steps, *(step + SEPARATOR for step in steps)]
-        )
-        total, tokens, joined = counts[0], counts[1 : len(steps) + 1], counts[len(steps) + 1 :]
-        flags = list(plan.flags)
-        if sum(chain(joined[:-1], tokens[-1:])) != total:
-            flags.append("counts_not_additive")
-        return StepScores(
-            scores={
-                score: tuple(_step_score(score, step, values) for step in plan.steps)
-                for score in request.scores
-            },
-            tokens=tuple(tokens),
-            tokens_joined=tuple(joined),
-            total=total,
-            bos=int(self._counter.bos_id is not None),
-            flags=tuple(flags),
+        return self._launch(rows[:middle], owners[:middle]) + self._launch(
+            rows[middle:], owners[middle:]
         )
 
+    def _collect(
+        self,
+        prepared: Sequence[Prepared],
+        rounds: dict[int, Round],
+        launched: list[_Launched],
+    ) -> list[StepScores]:
+        """Wait for the device, outside its thread, and put the values together."""
+        values: list[dict[int, tuple[float, float]]] = [
+            dict(rounds[i].known) if i in rounds else {} for i in range(len(prepared))
+        ]
+        for one in launched:
+            for row, owner, found in zip(one.rows, one.owners, one.pending.values(), strict=True):
+                values[owner].update(zip(row.row.tokens, found, strict=True))
+            self._measure(one)
+        for i, done in rounds.items():
+            done.values = values[i]
+        self._meter.add(steps=sum(len(ready.plan.steps) for ready in prepared))
+        return [step_scores(ready, known) for ready, known in zip(prepared, values, strict=True)]
 
-def _step_score(score: ScoreName, step: range, values: Values) -> float | None:
-    """The step's score; None where a token has no finite value, so that the step is kept."""
-    tokens = step if score in _EVERY_TOKEN else step[:1]
-    column = 0 if score in ("first_token_surprisal", "mean_surprisal") else 1
-    found = [values[token][column] for token in tokens if token in values]
-    if not found or len(found) < len(tokens):
-        return None
-    mean = fmean(found)
-    return (
-        round(mean, _DECIMALS) + 0.0 if math.isfinite(mean) else None
-    )  # + 0.0 turns -0.0 into 0.0
+    def _measure(self, one: _Launched) -> None:
+        cost = self._model.cost
+        self._meter.add(
+            passes=1,
+            rows=len(one.rows),
+            tokens=sum(row.tokens for row in one.rows),
+            tokens_reused=sum(row.reused for row in one.rows),
+            busy_s=one.pending.seconds,
+            operations=sum(
+                cost.operations(
+                    whole=len(row.row.ids), reused=row.reused, positions=len(row.row.positions)
+                )
+                for row in one.rows
+            ),
+        )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

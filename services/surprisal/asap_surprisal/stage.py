@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
-from asap.errors import Misconfigured
+from asap.errors import CapacityError
 from asap.fine import fine_prune
 from asap.types import Record
 from asap_runtime.stage import Done
+from asap_runtime.telemetry import COT_TOKENS
 from asap_surprisal.batcher import BatchingScorer
+from asap_surprisal.device import WatchedScorer
 from asap_surprisal.settings import SurprisalSettings
 
 __all__ = ["SurprisalStage"]
@@ -21,7 +24,9 @@ class SurprisalStage:
 
     def __init__(self, settings: SurprisalSettings) -> None:
         self._settings = settings.surprisal
+        self._device: WatchedScorer | None = None
         self._scorer: BatchingScorer | None = None
+        self._leaving = AsyncExitStack()
 
     @property
     def concurrency(self) -> int:
@@ -30,9 +35,9 @@ class SurprisalStage:
 
     @property
     def scorer(self) -> BatchingScorer:
-        """The started scorer, for direct use."""
+        """The started scorer, for direct use. Raises CapacityError (`not-ready`) without one."""
         if self._scorer is None:
-            raise Misconfigured("the surprisal stage is not started")
+            raise CapacityError("the model is not loaded", code="not-ready", retry_after_s=5.0)
         return self._scorer
 
     async def start(self) -> None:
@@ -46,15 +51,28 @@ class SurprisalStage:
             device=settings.device,
             max_batch_tokens=settings.max_batch_tokens,
         )
-        self._scorer = BatchingScorer(scorer, max_batch_tokens=settings.max_batch_tokens)
+        self._leaving.push_async_callback(asyncio.to_thread, scorer.close)
+        self._device = WatchedScorer(scorer)
+        self._leaving.push_async_callback(self._device.close)
+        self._scorer = BatchingScorer(self._device, max_batch_tokens=settings.max_batch_tokens)
+        self._leaving.push_async_callback(self._scorer.stop)
         self._scorer.start()
+
+    async def ready(self) -> None:
+        """Raise CapacityError unless the device was seen to work in the last minute."""
+        if self._device is None:
+            raise CapacityError("the model is not loaded", code="not-ready")
+        await self._device.check()
 
     async def process(self, record: Record) -> Done:
         """The record with its fine block."""
         [pruned] = await fine_prune([record], self.scorer)
+        if pruned.tokens is not None:
+            for part in ("original", "coarse", "pruned"):
+                COT_TOKENS.labels(part).observe(getattr(pruned.tokens, part))
         return Done(pruned)
 
     async def stop(self) -> None:
         """Let go of the device."""
-        if self._scorer is not None:
-            await self._scorer.stop()
+        self._device = self._scorer = None
+        await self._leaving.aclose()

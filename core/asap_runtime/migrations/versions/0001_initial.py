@@ -111,7 +111,7 @@ def _create_items() -> None:
         "ix_items_published",
         "items",
         ["stage", "published_at"],
-        f"{queued} AND published_at IS NOT NULL",
+        "published_at IS NOT NULL",
     )
     _create_partial_index(
         "ix_items_custom_id",

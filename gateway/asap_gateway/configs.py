@@ -1,0 +1,33 @@
+"""The configuration of a request: what it says, over the server's defaults, over the library's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from asap.config import PruneConfig
+from asap.errors import InvalidInput
+from asap.methods import get_method
+from asap_gateway.errors import pointer
+from asap_runtime.rebudgeting import TARGETS
+
+__all__ = ["read_config"]
+
+
+def read_config(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> PruneConfig:
+    """The configuration; InvalidInput names each wrong field by JSON pointer."""
+    if any(given.get(name) is not None for name in TARGETS):  # one target, the caller's
+        defaults = {name: value for name, value in defaults.items() if name not in TARGETS}
+    try:
+        config = PruneConfig.model_validate({**defaults, **given})
+    except ValidationError as error:
+        errors = [
+            {"pointer": pointer(("config", *problem["loc"])), "detail": problem["msg"]}
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        first = errors[0]
+        raise InvalidInput(f"{first['pointer']}: {first['detail']}", errors=errors) from None
+    get_method(config.method)
+    return config

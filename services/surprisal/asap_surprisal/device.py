@@ -1,0 +1,95 @@
+"""Whether the device still does its work: a lost one answers fast, with errors, and would attract
+ever more of it.
+
+Knows times and outcomes, not torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic
+
+from asap.errors import AsapError, CapacityError
+from asap.ports import Scorer, ScoreRequest
+from asap.types import StepScores
+
+__all__ = ["WatchedScorer"]
+
+FRESH_S = 60.0
+"""A forward pass that worked counts for so long."""
+STUCK_S = 600.0
+"""One that runs counts as work for so long: a large batch on a CPU takes minutes."""
+PROBE_S = 10.0
+PROBE = ScoreRequest("a", ("b",), ("first_token_surprisal",))
+
+
+class WatchedScorer:
+    """The port `Scorer`, with a memory of when the device last worked."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._worked_at = float("-inf")
+        self._failed = False
+        self._running: list[float] = []
+        self._probe: asyncio.Task[list[StepScores]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The scorer's name."""
+        return self._scorer.name
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The scorer's tokenizer."""
+        return self._scorer.tokenizer_name
+
+    def count(self, text: str) -> int:
+        """Number of ids of `text`, special tokens not included."""
+        return self._scorer.count(text)
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
+        """Scores for each request; what comes of it is remembered."""
+        if not any(request.scores and request.steps for request in requests):
+            return await self._scorer.score(requests)  # counts alone say nothing of the device
+        started = monotonic()
+        self._running.append(started)
+        try:
+            results = await self._scorer.score(requests)
+        except Exception:
+            self._failed = True
+            raise
+        finally:
+            self._running.remove(started)
+        self._failed, self._worked_at = False, monotonic()
+        return results
+
+    async def check(self) -> None:
+        """Raise CapacityError (`not-ready`) unless a forward pass of the last minute worked.
+
+        With none at hand a small one is made, at most one at a time, behind the batch that runs.
+        """
+        now = monotonic()
+        works = bool(self._running) and now - self._running[0] < STUCK_S
+        if not self._failed and (works or now - self._worked_at < FRESH_S):
+            return
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self.score([PROBE]))
+        await asyncio.wait({self._probe}, timeout=PROBE_S)
+        if not self._probe.done():
+            raise CapacityError(f"the device gave no answer in {PROBE_S:.0f} s", code="not-ready")
+        try:
+            [scores] = self._probe.result()
+        except Exception as error:
+            detail = error.detail if isinstance(error, AsapError) else "the device fails"
+            raise CapacityError(detail, code="not-ready") from error
+        if scores.scores[PROBE.scores[0]] == (None,):
+            raise CapacityError("the device computes no finite number", code="not-ready")
+
+    async def close(self) -> None:
+        """End a check that still runs."""
+        if self._probe is not None:
+            self._probe.cancel()
+            with suppress(Exception, asyncio.CancelledError):
+                await self._probe

@@ -1,0 +1,75 @@
+"""What the device did: tokens, steps, seconds and floating-point operations, as running totals."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+__all__ = ["Meter", "PassCost", "ScorerTotals"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """Floating-point operations of a model: 2 for each weight that a token or position meets."""
+
+    token_weights: int = 0
+    """Weights of the backbone's matrices."""
+    attention: int = 0
+    """Layers x heads x width: one query and one key meet so often, twice."""
+    position_weights: int = 0
+    """Weights of the output head."""
+
+    @classmethod
+    def of(cls, backbone: Any, head: Any) -> PassCost:
+        """The cost of a transformers model with plain attention."""
+        config = backbone.config.get_text_config()
+        matrices = sum(p.numel() for n, p in backbone.named_parameters() if p.ndim == 2)
+        width = getattr(config, "head_dim", None)
+        heads = config.num_attention_heads
+        return cls(
+            token_weights=matrices - backbone.get_input_embeddings().weight.numel(),
+            attention=config.num_hidden_layers * heads * (width or config.hidden_size // heads),
+            position_weights=head.weight.numel(),
+        )
+
+    def operations(self, *, whole: int, reused: int, positions: int) -> int:
+        """Of a row of `whole` tokens, the first `reused` of which are not run again."""
+        pairs = (whole * (whole + 1) - reused * (reused + 1)) // 2
+        weights = self.token_weights * (whole - reused) + self.position_weights * positions
+        return 2 * weights + 4 * self.attention * pairs
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerTotals:
+    """Running totals of one scorer; differences over time are rates."""
+
+    passes: int = 0
+    rows: int = 0
+    tokens: int = 0
+    """Run by the backbone."""
+    tokens_reused: int = 0
+    """Not run, because their keys and values were kept."""
+    steps: int = 0
+    busy_s: float = 0.0
+    """Seconds in which the device worked."""
+    operations: int = 0
+
+
+class Meter:
+    """Adds up, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._totals = threading.Lock(), ScorerTotals()
+
+    @property
+    def totals(self) -> ScorerTotals:
+        """Everything so far."""
+        return self._totals
+
+    def add(self, **amounts: float) -> None:
+        """Add to the totals of those names."""
+        with self._lock:
+            before = self._totals
+            sums = {name: getattr(before, name) + amount for name, amount in amounts.items()}
+            self._totals = replace(before, **sums)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asap.errors import CapacityError
+from asap.ports import ScoreRequest
+from asap_surprisal import device
+from asap_surprisal.device import PROBE, WatchedScorer
+from fakes import TableScorer
+
+REQUEST = ScoreRequest("q", ("one", "two"), ("first_token_surprisal",))
+COUNTS_ONLY = ScoreRequest("q", ("one",), ())
+
+
+class Device(TableScorer):
+    """A device that may be lost, hang, or compute nonsense."""
+
+    def __init__(self):
+        super().__init__(lambda steps: [self.value] * len(steps))
+        self.value = 1.0
+        self.trouble = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def score(self, requests):
+        await self.gate.wait()
+        if self.trouble is not None:
+            raise self.trouble
+        return await super().score(requests)
+
+    @property
+    def probes(self):
+        return self.requests.count(PROBE)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(device, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+async def test_real_work_of_the_last_minute_needs_no_probe(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    await scorer.score([REQUEST])
+    clock.now += 59
+    await scorer.check()
+    assert behind.probes == 0
+    clock.now += 2
+    await scorer.check()
+    assert behind.probes == 1
+    clock.now += 59
+    await scorer.check()
+    assert behind.probes == 1
+
+
+async def test_counts_alone_prove_nothing(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    await scorer.score([COUNTS_ONLY])
+    await scorer.check()
+    assert behind.probes == 1
+
+
+async def test_after_an_error_the_device_is_asked_however_fresh_it_is(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    await scorer.score([REQUEST])
+    behind.trouble = RuntimeError("planted: CUDA error")
+    with pytest.raises(RuntimeError):
+        await scorer.score([REQUEST])
+    with pytest.raises(CapacityError) as caught:
+        await scorer.check()
+    assert (caught.value.problem_code, caught.value.detail) == ("not-ready", "the device fails")
+    behind.trouble = None
+    await scorer.check()
+    await scorer.check()
+    assert behind.probes == 1
+
+
+async def test_a_batch_that_runs_is_work_until_it_is_stuck(clock, monkeypatch):
+    monkeypatch.setattr(device, "PROBE_S", 0.01)
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    behind.gate.clear()
+    batch = asyncio.create_task(scorer.score([REQUEST]))
+    await asyncio.sleep(0)
+    clock.now += 599
+    await scorer.check()
+    clock.now += 2
+    with pytest.raises(CapacityError, match="no answer"):
+        await scorer.check()
+    with pytest.raises(CapacityError, match="no answer"):
+        await scorer.check()
+    behind.gate.set()
+    await batch
+    await asyncio.sleep(0)
+    await scorer.check()
+    assert behind.probes == 1, "one probe waits, not one for each question"
+
+
+async def test_a_device_that_computes_nonsense_is_not_ready(clock):
+    behind = Device()
+    behind.value = None
+    with pytest.raises(CapacityError, match="no finite number"):
+        await WatchedScorer(behind).check()
+
+
+async def test_closing_ends_a_probe_that_hangs(clock, monkeypatch):
+    monkeypatch.setattr(device, "PROBE_S", 0.01)
+    behind = Device()
+    behind.gate.clear()
+    scorer = WatchedScorer(behind)
+    with pytest.raises(CapacityError):
+        await scorer.check()
+    await scorer.close()
+    behind.gate.set()
+    await asyncio.sleep(0)
+    assert behind.probes == 0
