@@ -1,8 +1,9 @@
 """Stage 1's speed and price: calls against the ideal, tokens and money of both protocols.
 
-A server in a process of its own answers each call after 200 ms on average. With N slots the ideal is N calls
-per 200 ms; asked by the chat client alone, and by the whole stage on SQLite and the memory queue
-(claim, two calls and a proof per item, write). Then the recorded replies, where they are at hand.
+A server in a process of its own answers each call after 200 ms on average. With N slots the ideal
+is N calls per 200 ms; asked by a bare HTTP client, by the chat client alone, and by the whole stage on SQLite and the
+memory queue (claim, two calls and a proof per item, write). Then the recorded replies, where they
+are at hand.
 
 python benchmarks/anchor.py [SLOTS ...]
 """
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 from llm_server import llm_server
 from report import best_of, data_folder, read_gzip, show, traces
 
@@ -67,6 +69,26 @@ class Measured:
             f"{1000 * self.cpu_s / self.calls:.2f}",
             f"{self.cpu_s / self.wall_s:.0%}",
         )
+
+
+async def bare_http(base_url: str, slots: int) -> Measured:
+    """The HTTP library alone: what this machine and the server can do at this moment."""
+    body = {"messages": [{"role": "user", "content": "word " * 2000}]}
+    waiting = iter(range(slots * ROUNDS))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def one() -> None:
+            async with session.post(f"{base_url}/chat/completions", json=body) as response:
+                await response.read()
+
+        async def slot() -> None:
+            for _ in waiting:
+                await one()
+
+        await asyncio.gather(*(one() for _ in range(slots)))  # connections
+        wall, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(slot() for _ in range(slots)))
+        return Measured(slots * ROUNDS, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 async def chat_alone(base_url: str, slots: int) -> Measured:
@@ -137,6 +159,7 @@ def speed(slots: list[int]) -> None:
     rows = []
     with llm_server(LATENCY_S) as base_url:
         for n in slots:
+            rows.append(asyncio.run(bare_http(base_url, n)).row("HTTP library", n))
             rows.append(asyncio.run(chat_alone(base_url, n)).row("chat client", n))
             # A fifth of the stage's slots is kept for live items: so many are left for a job.
             rows.append(asyncio.run(whole_stage(base_url, n, 0.8)).row("whole stage", n))

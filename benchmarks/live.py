@@ -29,8 +29,8 @@ from throughput import SPAWN, STAGES, NoOp, no_op_payload, postgres, redis_serve
 from asap.types import Record
 from asap_gateway.app import create_app
 from asap_gateway.service import Gateway
-from asap_gateway.submissions import ServerKnowledge
 from asap_gateway.settings import GatewayLimits
+from asap_gateway.submissions import ServerKnowledge
 from asap_runtime.blobs import BlobStore
 from asap_runtime.brokers import open_queue
 from asap_runtime.database import Database, open_engine

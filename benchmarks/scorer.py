@@ -43,7 +43,7 @@ from asap.types import Record, Triple
 from asap_surprisal.demo import demo_directory
 from asap_surprisal.loading import causal_lm
 from asap_surprisal.memory import free_bytes
-from asap_surprisal.metering import PassCost
+from asap_surprisal.metering import PassCost, peak_rate
 from asap_surprisal.scorer import TorchScorer
 from asap_surprisal.tokenization import HFTokenCounter
 
@@ -165,7 +165,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         cost.operations(whole=n, reused=0, positions=len(steps))
         for n, (_, steps) in zip(lengths, todo, strict=True)
     )
-    rate = matmul_rate(device, model.dtype)
+    rate = peak_rate(torch.device(device), model.dtype)
     case = CASES[options.case](model, counter)
     case(model, counter, [(todo[0][0], todo[0][1][:8])])  # warm-up
     before, seconds = peak_bytes(device), []
@@ -326,22 +326,6 @@ def trace_of(counter: HFTokenCounter, tokens: int) -> Trace:
                 return records[0]["question"], tuple(steps)
             steps.append(step)
     raise ValueError(f"the traces hold fewer than {tokens} tokens")
-
-
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of one large matrix product, measured now."""
-    size = 8192 if device == "cuda" else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return float(2 * size**3 / best)
 
 
 def peak_bytes(device: str) -> int:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -16,6 +17,13 @@ def pytest_runtest_logreport(report):
     """Where engines are required, a contract test that was skipped is a failure."""
     if report.skipped and "contract" in report.keywords and os.environ.get("ASAP_REQUIRE_ENGINES"):
         report.outcome = "failed"
+
+
+@pytest.fixture(autouse=True)
+def no_log_stays_open():
+    """A logger that a test configured would write to a stream that has gone with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from asap.config import ScoreName
 from asap.ports import ChatResult, Sampling, ScoreRequest
+from asap.surprisal import build_context
 from asap.types import StepScores, Usage
 
 
@@ -49,11 +53,20 @@ def count_words(text: str) -> int:
     return len(text.split()) + text.count("\n\n")
 
 
+@dataclass(frozen=True)
+class CountedRequest:
+    """What `TableScorer` prepares: a request and its tokens, question and think mark included."""
+
+    request: ScoreRequest
+    tokens: int
+
+
 class TableScorer:
     """Scores by a function of (question, steps); one token per word, a separator is one token."""
 
     name = "table"
     tokenizer_name = "words"
+    offers = frozenset(get_args(ScoreName))
 
     def __init__(self, score: Callable[[Sequence[str]], Sequence[float | None]]):
         self._score = score
@@ -61,6 +74,13 @@ class TableScorer:
 
     def count(self, text: str) -> int:
         return count_words(text)
+
+    def prepare(self, request: ScoreRequest) -> CountedRequest:
+        text = build_context(request.question, request.steps, request.context).text
+        return CountedRequest(request, self.count(text) if request.scores else 0)
+
+    async def score_prepared(self, prepared: Sequence[CountedRequest]) -> list[StepScores]:
+        return await self.score([one.request for one in prepared])
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
         self.requests += requests

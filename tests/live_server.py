@@ -22,6 +22,8 @@ from asap_cli.roles import AllSettings
 from asap_cli.serve import open_gateway
 from asap_gateway.app import create_app
 from asap_runtime.host import StageHost, open_database
+from asap_runtime.keys import KeyRing
+from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done
 from asap_runtime.telemetry import configure_logs
@@ -48,15 +50,16 @@ class SteeredAnchor(AnchorStage):
 
 @dataclass(frozen=True)
 class LiveServer:
-    """Where it listens, and the stage that tests steer."""
+    """Where it listens, the stage that tests steer, and the keys that callers need."""
 
     url: str
     anchor: SteeredAnchor
+    keys: KeyRing
 
 
 @contextmanager
-def live_server(home: Path) -> Iterator[LiveServer]:
-    """Serves with the demo scorer and no LLM while the block runs."""
+def live_server(home: Path, *, keyed: bool = False) -> Iterator[LiveServer]:
+    """Serves with the demo scorer and no LLM while the block runs; `keyed`: to who has a key."""
     settings = AllSettings(home=home, telemetry={"log_level": "error"})
     configure_logs(settings.telemetry)
     database = open_database(settings)
@@ -64,7 +67,10 @@ def live_server(home: Path) -> Iterator[LiveServer]:
     host = StageHost(
         database, MemoryQueue(), [anchor, SurprisalStage(settings)], sweep_period_s=0.05
     )
-    app = create_app(open_gateway(settings, host), running=lambda: host)
+    keys = KeyRing(database, load_pepper(settings.auth, home))
+    app = create_app(
+        open_gateway(settings, host), keys=keys if keyed else None, running=lambda: host
+    )
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
     )
@@ -77,7 +83,7 @@ def live_server(home: Path) -> Iterator[LiveServer]:
                 raise RuntimeError("the embedded server does not start")
             time.sleep(0.02)
         try:
-            yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", anchor)
+            yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", anchor, keys)
         finally:
             anchor.open.set()
             server.should_exit = True

@@ -41,6 +41,8 @@ class Reply(Item):
     finish_reason: str | None = "stop"
     usage: tuple[int, int] | None = (10, 5)
     """Prompt tokens, completion tokens."""
+    cached: int | None = None
+    """Those of the prompt's tokens that a prefix cache held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Status(Item):
     status: int
     retry_after: str | None = None
     retry_after_ms: str | None = None
+    code: str | None = None
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class OpenAIServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         app = web.Application(client_max_size=64 * 2**20)
-        app.router.add_post("/v1/chat/completions", self._answer)
+        self._route(app)
         # Cancelled with their client: `max_concurrent` counts only requests that someone waits for.
         runner = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None
@@ -176,6 +180,9 @@ class OpenAIServer:
             await self._stop.wait()
         finally:
             await runner.cleanup()
+
+    def _route(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._answer)
 
     async def _answer(self, http: web.Request) -> web.StreamResponse:
         request = Request(await http.json(), dict(http.headers), time.monotonic())
@@ -207,7 +214,7 @@ class OpenAIServer:
     async def _send(self, http: web.Request, request: Request, item: Item) -> web.StreamResponse:
         match item:
             case Reply():
-                return web.json_response(_completion(request, item))
+                return web.json_response(completion(request, item))
             case Status():
                 return _error(request, item)
             case Body():
@@ -236,7 +243,7 @@ async def _begin(http: web.Request) -> web.StreamResponse:
     return response
 
 
-def _completion(request: Request, reply: Reply) -> dict[str, Any]:
+def completion(request: Request, reply: Reply) -> dict[str, Any]:
     completion: dict[str, Any] = {
         "id": "chatcmpl-scripted",
         "object": "chat.completion",
@@ -257,16 +264,25 @@ def _completion(request: Request, reply: Reply) -> dict[str, Any]:
             "completion_tokens": received,
             "total_tokens": sent + received,
         }
+        if reply.cached is not None:
+            completion["usage"]["prompt_tokens_details"] = {"cached_tokens": reply.cached}
     return completion
 
 
 def _error(request: Request, item: Status) -> web.Response:
-    key = request.headers.get("Authorization", "")
-    message = f"scripted {item.status}: prompt {request.prompt!r}, credentials {key!r}"
     headers = {"Retry-After": item.retry_after, "retry-after-ms": item.retry_after_ms}
     return web.Response(
         status=item.status,
-        text=json.dumps({"error": {"message": message, "type": "scripted", "code": item.status}}),
+        text=json.dumps(error_body(request, item)),
         content_type="application/json",
         headers={name: value for name, value in headers.items() if value is not None},
     )
+
+
+def error_body(request: Request, item: Status) -> dict[str, Any]:
+    """The JSON of a refusal."""
+    key = request.headers.get("Authorization", "")
+    message = f"scripted {item.status}: prompt {request.prompt!r}, credentials {key!r}"
+    code = item.code or item.status
+    error = {"message": message, "type": "scripted", "code": code, "param": item.param}
+    return {"error": error}

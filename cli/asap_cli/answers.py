@@ -14,9 +14,12 @@ from asap.errors import (
     AsapError,
     Conflict,
     CostCapReached,
+    Forbidden,
     InvalidInput,
     NotFound,
     Overloaded,
+    StorageFull,
+    Unauthorized,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -27,6 +30,7 @@ __all__ = [
     "FINAL",
     "Answer",
     "ErrorCount",
+    "Estimate",
     "Item",
     "ItemPage",
     "ItemProblem",
@@ -41,13 +45,16 @@ __all__ = [
 FINAL = ("succeeded", "failed", "cancelled")
 _ERRORS: dict[int, type[AsapError]] = {
     **dict.fromkeys((400, 413, 415, 422), InvalidInput),
+    401: Unauthorized,
     402: CostCapReached,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
     429: Overloaded,
     502: UpstreamError,
     503: UpstreamUnavailable,
     504: UpstreamTimeout,
+    507: StorageFull,
 }
 _SAID_BY_PROXIES = (429, 502, 503, 504)
 """Statuses that mean the same without a problem's body."""
@@ -119,6 +126,20 @@ class JobPage(Answer):
     next_cursor: str | None
 
 
+class Estimate(Answer):
+    """What a job would take. `cost_usd` None: the server knows no prices of its LLM."""
+
+    records: int
+    bad_lines: int
+    cot_tokens: int
+    llm_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    scored_tokens: int
+    cost_usd: float | None
+    tokenizer: str
+
+
 class Item(Answer):
     """One input line and what became of it."""
 
@@ -160,7 +181,10 @@ def refusal(response: httpx.Response, server: str) -> AsapError:
         return kind(f"{server} answers {request} with {status}, and not as an ASAP server would")
     kind = _ERRORS.get(status, InvalidInput if status < 500 else UpstreamError)
     facts = {} if problem.retry_after_s is None else {"retry_after_s": problem.retry_after_s}
-    return kind(one_line(problem.detail), code=one_line(problem.code), **facts)
+    detail = one_line(problem.detail)
+    if kind is Unauthorized:
+        detail += "; this command sends what ASAP_API_KEY holds"
+    return kind(detail, code=one_line(problem.code), **facts)
 
 
 def one_line(text: str) -> str:

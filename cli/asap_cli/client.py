@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -25,7 +25,18 @@ from asap.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from asap_cli.answers import Item, ItemPage, Job, JobPage, one_line, parse, refusal
+from asap_cli.answers import (
+    Answer,
+    Estimate,
+    Item,
+    ItemPage,
+    Job,
+    JobPage,
+    one_line,
+    parse,
+    refusal,
+)
+from asap_cli.connecting import connect
 from asap_cli.sse import parse_events
 from asap_runtime.layouts import Layout
 
@@ -33,10 +44,7 @@ __all__ = ["JobsClient"]
 
 ITEMS_PER_PAGE = 500
 LONGEST_PAUSE_S = 15.0
-_DIRECT: dict[str, httpx.BaseTransport | None] = {
-    f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")
-}
-"""No proxy of the environment stands between this machine and itself."""
+A = TypeVar("A", bound=Answer)
 
 
 class JobsClient:
@@ -46,7 +54,7 @@ class JobsClient:
         http: its base URL is the server's.
         upload_timeout_s: longest wait for the answer to an upload, which comes when the server has
             stored the whole file.
-        attempts: connections in a row that `follow` and `submit` make before they give up.
+        attempts: connections in a row that one call makes before it gives up, where it tries again.
         backoff_s: first pause between them; it doubles.
     """
 
@@ -70,19 +78,9 @@ class JobsClient:
         )
 
     @classmethod
-    def open(cls, server: str, *, timeout_s: float = 60.0) -> Self:
-        """A client of the server at this URL. Connects at the first call."""
-        try:
-            url = httpx.URL(server)
-            url.raw_host.decode().encode("idna")  # what connecting does, without a word to users
-        except (httpx.InvalidURL, UnicodeError):
-            url = httpx.URL("")
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InvalidInput(
-                f"the server must be a URL such as http://127.0.0.1:8000, not {server!r}"
-            )
-        timeout = httpx.Timeout(timeout_s, connect=10.0)
-        return cls(httpx.Client(base_url=url, timeout=timeout, mounts=_DIRECT))
+    def open(cls, server: str, *, key: str | None = None) -> Self:
+        """A client of the server at this URL, see `connect`. Connects at the first call."""
+        return cls(connect(server, key))
 
     def __enter__(self) -> Self:
         return self
@@ -90,17 +88,36 @@ class JobsClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def submit(self, path: Path, config: Mapping[str, JsonValue]) -> Job:
-        """A new job of the file's lines. What `config` leaves out, the server decides.
+    def submit(self, path: Path, options: Mapping[str, JsonValue]) -> Job:
+        """A new job of the file's lines. What `options` leave out, the server decides.
 
         Safe against a connection that breaks off: the file is sent again, and the server makes one
         job of it, however often it has heard it.
         """
-        options, key = json.dumps({"config": dict(config)}), uuid4().hex
-        retrying = self._retrying.copy(retry=retry_if_exception(_is_passing))
-        return retrying(self._upload, path, options, key)
+        given = json.dumps(dict(options))
+        return self._sent_once(lambda key: self._upload(Job, path, given, key))
 
-    def _upload(self, path: Path, options: str, key: str) -> Job:
+    def estimate(self, path: Path, options: Mapping[str, JsonValue]) -> Estimate:
+        """What a job of the file's lines would take. The server keeps nothing of it."""
+        given = json.dumps({**options, "dry_run": True})
+        return self._sent_once(lambda key: self._upload(Estimate, path, given, key))
+
+    def rebudget(self, job_id: str, config: Mapping[str, JsonValue]) -> Job:
+        """A new job of the scores of an ended one, with another target; safe as `submit` is."""
+        body: JsonValue = {"scores_from": job_id, "config": dict(config)}
+        return self._sent_once(lambda key: self._post(body, key))
+
+    def _sent_once(self, send: Callable[[str], A]) -> A:
+        """The answer to a request that is repeated, if it must be, under one key."""
+        retrying = self._retrying.copy(retry=retry_if_exception(_is_passing))
+        return retrying(send, uuid4().hex)
+
+    def _post(self, body: JsonValue, key: str) -> Job:
+        headers = {"Idempotency-Key": key}
+        request = self._http.build_request("POST", "jobs", json=body, headers=headers)
+        return parse(Job, self._send(request).content, self.server)
+
+    def _upload(self, kind: type[A], path: Path, options: str, key: str) -> A:
         try:
             stream = path.open("rb")
         except OSError as error:
@@ -114,7 +131,7 @@ class JobsClient:
                 headers={"Idempotency-Key": key},
                 timeout=self._upload_timeout,
             )
-            return parse(Job, self._send(request).content, self.server)
+            return parse(kind, self._send(request).content, self.server)
 
     def job(self, job_id: str) -> Job:
         """The job. Raises NotFound."""

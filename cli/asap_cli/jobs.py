@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from asap.errors import InvalidInput
 from asap_cli.options import Method, PruneOptions
@@ -19,7 +17,7 @@ from asap_runtime.layouts import Layout
 from asap_runtime.problems import INTERRUPTED, PROBLEMS
 
 if TYPE_CHECKING:
-    from asap_cli.answers import Job
+    from asap_cli.answers import Estimate, Job
     from asap_cli.client import JobsClient
 
 __all__ = ["jobs_app"]
@@ -32,6 +30,13 @@ jobs_app = typer.Typer(
 
 Server = Annotated[str, typer.Option(envvar="ASAP_SERVER", help="URL of the server.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Token budget of each CoT.")]
+KeepRatio = Annotated[
+    float | None, typer.Option(help="Instead: share of each CoT's tokens to keep.")
+]
+Follow = Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")]
+Priority = Literal["batch", "background"]
+MONTH_S = 30 * 24 * 3600
 HERE = "http://127.0.0.1:8000"
 PIPED_WIDTH = 200
 DATA_ERROR = PROBLEMS[InvalidInput].exit_code
@@ -43,27 +48,69 @@ def submit(
         Path, typer.Argument(metavar="FILE", help="JSONL, JSONL.gz or Parquet of triples.")
     ],
     method: Annotated[Method | None, typer.Option(help="Pruning method.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Token budget of each CoT.")] = None,
-    keep_ratio: Annotated[
-        float | None, typer.Option(help="Instead: share of each CoT's tokens to keep.")
-    ] = None,
+    max_tokens: MaxTokens = None,
+    keep_ratio: KeepRatio = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other knob of the configuration."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    cost_cap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="USD", min=1e-6, max=1e9, help="LLM calls of the job stop at this sum."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=1, max=MONTH_S, help="Items that are not done by then fail."
+        ),
+    ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="https address, told when the job has ended.")
+    ] = None,
+    priority: Annotated[
+        Priority | None, typer.Option(help="background goes after all batch [default: batch].")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the job would take; submit nothing.")
+    ] = False,
+    follow: Follow = False,
     server: Server = HERE,
 ) -> None:
     """Submit FILE and print the job's id. What no option says, the server decides."""
-    given = {"method": method, "max_tokens": max_tokens, "keep_ratio": keep_ratio}
-    config = _config(assignments or [], given)
+    knobs = {"method": method, "max_tokens": max_tokens, "keep_ratio": keep_ratio}
+    given: dict[str, JsonValue] = {
+        "cost_cap_usd": cost_cap,
+        "deadline_s": deadline,
+        "webhook": webhook,
+        "priority": priority,
+    }
+    options: dict[str, JsonValue] = {"config": _config(assignments or [], knobs)}
+    options |= {name: value for name, value in given.items() if value is not None}
     with _client(server) as client:
-        job = client.submit(source, config)
-        typer.echo(job.id)
-        rest = "" if follow else f"; `asap jobs watch {job.id}` follows it"
-        _say(f"{source.name} submitted to {client.server}{rest}")
-        if follow:
-            raise typer.Exit(_watch(client, job))
+        if dry_run:
+            _print_estimate(client.estimate(source, options))
+            return
+        job = client.submit(source, options)
+        _started(client, job, f"{source.name} submitted to {client.server}", follow)
+
+
+@jobs_app.command()
+def rebudget(
+    job_id: JobId,
+    max_tokens: MaxTokens = None,
+    keep_ratio: KeepRatio = None,
+    follow: Follow = False,
+    server: Server = HERE,
+) -> None:
+    """Submit an ended job's records again at another target; its scores are used, no model."""
+    if (max_tokens is None) == (keep_ratio is None):
+        raise InvalidInput("give exactly one of --max-tokens and --keep-ratio")
+    config = _config([], {"max_tokens": max_tokens, "keep_ratio": keep_ratio})
+    with _client(server) as client:
+        job = client.rebudget(job_id, config)
+        _started(client, job, f"scores of job {job_id} are used again", follow)
 
 
 @jobs_app.command()
@@ -79,23 +126,14 @@ def list_jobs(
     server: Server = HERE,
 ) -> None:
     """List the jobs, newest first."""
-    from asap_cli.answers import FINAL, one_line
+    from asap_cli.tables import jobs_table
 
     with _client(server) as client:
         page = client.jobs(limit)
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("id", "phase", "created"):
-        table.add_column(name, no_wrap=True)
-    for name in ("done", "failed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for job in page.jobs:
-        words = (Text(one_line(word)) for word in (job.id, job.phase, _time(job.created_at)))
-        done = f"{job.items(*FINAL):,}/{job.total:,}"
-        table.add_row(*words, done, f"{job.items('failed'):,}")
     console = Console()
     if not console.is_terminal:
         console.width = PIPED_WIDTH  # what a program reads is never cut
-    console.print(table, highlight=False)
+    console.print(jobs_table(page.jobs), highlight=False)
     if page.next_cursor is not None:
         _say(f"these are the newest {limit}; --limit shows more")
 
@@ -103,13 +141,14 @@ def list_jobs(
 @jobs_app.command()
 def show(job_id: JobId, server: Server = HERE) -> None:
     """Print a job's facts, its items by stage and status, and why items failed."""
+    from asap_cli.tables import facts_table
     from asap_cli.watch import Failures, print_failures
 
     with _client(server) as client:
         job = client.job(job_id)
         found = Failures.of(job, client.items(job_id)) if job.items("failed") else None
     console = Console()
-    console.print(_facts(job), highlight=False)
+    console.print(facts_table(job), highlight=False)
     if found is not None:
         print_failures(console, job, found)
 
@@ -172,7 +211,8 @@ def download(
 def _client(server: str) -> JobsClient:
     from asap_cli.client import JobsClient
 
-    return JobsClient.open(server)
+    # From the environment alone: an option would stand in the shell's history.
+    return JobsClient.open(server, key=os.environ.get("ASAP_API_KEY"))
 
 
 def _config(assignments: Sequence[str], given: Mapping[str, object]) -> dict[str, JsonValue]:
@@ -182,6 +222,21 @@ def _config(assignments: Sequence[str], given: Mapping[str, object]) -> dict[str
     names = {name for name, value in given.items() if value is not None}
     names |= {assignment.partition("=")[0] for assignment in assignments}
     return cast("dict[str, JsonValue]", checked.model_dump(mode="json", include=names))
+
+
+def _started(client: JobsClient, job: Job, what: str, follow: bool) -> None:
+    """Tell of a new job, and follow it if that was asked for."""
+    typer.echo(job.id)
+    _say(what if follow else f"{what}; `asap jobs watch {job.id}` follows it")
+    if follow:
+        raise typer.Exit(_watch(client, job))
+
+
+def _print_estimate(planned: Estimate) -> None:
+    from asap_cli.tables import estimate_table
+
+    Console().print(estimate_table(planned), highlight=False)
+    _say("an estimate, not a promise; nothing was submitted")
 
 
 def _watch(client: JobsClient, job: Job) -> int:
@@ -204,41 +259,6 @@ def _watch(client: JobsClient, job: Job) -> int:
         )
         return INTERRUPTED
     return 0 if job.phase == "done" and not job.items("failed") else DATA_ERROR
-
-
-def _facts(job: Job) -> Table:
-    """The job's facts, what its configuration changes, and its items by stage and status."""
-    from asap.config import PruneConfig
-    from asap_cli.answers import one_line
-    from asap_cli.watch import cost_of
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
-    table.add_row("id", Text(one_line(job.id)))
-    table.add_row("phase", Text(one_line(job.phase)))
-    table.add_row("created", _time(job.created_at))
-    if job.finished_at is not None:
-        seconds = job.finished_at - job.created_at
-        table.add_row("finished", f"{_time(job.finished_at)}, after {seconds:.1f} s")
-    usual = PruneConfig().model_dump(mode="json")
-    changed = {name: v for name, v in job.config.items() if v != usual.get(name)}
-    told = {"method": job.config.get("method"), **changed}
-    pairs = ", ".join(f"{name}={value}" for name, value in told.items())
-    table.add_row("config", Text(one_line(pairs)))
-    if (cost := cost_of(job)) is not None:
-        table.add_row("cost", cost)
-    table.add_row("items", f"{job.total:,}")
-    for count in job.counts:
-        where = Text(one_line(f"{count.stage or 'no stage'}, {count.status}"))
-        table.add_row(where, f"{count.items:,}")
-    for problem in job.problems:
-        table.add_row("problem", Text(one_line(f"{problem.code}: {problem.detail}")))
-    return table
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _say(text: str) -> None:

@@ -214,11 +214,16 @@ def worker(stage: Annotated[str, typer.Argument(help="anchor or surprisal.")]) -
 
 
 @app.command()
-def config() -> None:
+def config(
+    example: Annotated[
+        bool, typer.Option("--example", help="Print all settings with their defaults instead.")
+    ] = False,
+) -> None:
     """Print the effective settings, secrets as stars."""
+    from asap_cli.env_example import env_example
     from asap_cli.roles import effective_settings
 
-    typer.echo(effective_settings())
+    typer.echo(env_example() if example else effective_settings(), nl=not example)
 
 
 db_app = typer.Typer(help="The database.", no_args_is_help=True)

@@ -118,6 +118,8 @@ class JobProgress:
     def _show_bars(self, rows: Sequence[StageProgress]) -> None:
         for row in rows:
             if row.stage not in self._bars:
+                if not row.total:  # no item has come here, and perhaps none will
+                    continue
                 self._bars[row.stage] = self._progress.add_task(
                     row.stage, total=row.total, completed=row.done, rate=""
                 )
@@ -133,7 +135,10 @@ class JobProgress:
         elif job.phase == self._phase and now - self._printed_at < self._line_every_s:
             return
         self._phase, self._printed_at = job.phase, now
-        parts = [one_line(job.phase), *(f"{row.stage} {row.done}/{row.total}" for row in rows)]
+        parts = [
+            one_line(job.phase),
+            *(f"{row.stage} {row.done}/{row.total}" for row in rows if row.total),
+        ]
         since, done_then = self._first
         if done > done_then and job.total > done:
             rate = (done - done_then) / (now - since)

@@ -41,7 +41,14 @@ __all__ = [
     "QUEUE_UP",
     "QUEUE_WAIT_SECONDS",
     "REPUBLISHED",
+    "SCORE_BUSY_SECONDS",
+    "SCORE_OPERATIONS",
+    "SCORE_PASSES",
+    "SCORE_PEAK_RATE",
+    "SCORE_ROWS",
     "SCORE_SECONDS",
+    "SCORE_STEPS",
+    "SCORE_TOKENS",
     "SELF_MESSAGE_AGE_SECONDS",
     "STAGE_SECONDS",
     "STALE_WRITES",
@@ -114,6 +121,18 @@ BATCH_ROWS = Histogram(
 )
 SCORE_SECONDS = Histogram(
     "asap_score_seconds", "Scoring: queue, tokenize, forward", ["part"], buckets=_SECONDS
+)
+SCORE_TOKENS = Counter(
+    "asap_score_tokens", "Tokens of passes: run, reused from the round before", ["part"]
+)
+SCORE_ROWS = Counter("asap_score_rows", "Sequences, or windows of them, that passes ran")
+SCORE_PASSES = Counter("asap_score_passes", "Forward passes")
+SCORE_STEPS = Counter("asap_score_steps", "Steps that got their scores")
+SCORE_BUSY_SECONDS = Counter("asap_score_busy_seconds", "Time in which the device worked")
+# Share of the peak: rate(operations) / rate(busy seconds) / peak.
+SCORE_OPERATIONS = Counter("asap_score_operations", "Floating-point operations of the passes")
+SCORE_PEAK_RATE = Gauge(
+    "asap_score_peak_rate", "Operations per second of one large matrix product, at the start"
 )
 
 _PARENT = "traceparent"

@@ -14,6 +14,7 @@ from asap_gateway import events, jobs, operations, prune
 from asap_gateway.audit import Audit
 from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
+from asap_gateway.description import describe_api
 from asap_gateway.errors import install_handlers
 from asap_gateway.idempotency import Idempotency
 from asap_gateway.metrics import HttpMetrics
@@ -64,6 +65,7 @@ def create_app(
     app.include_router(events.router)
     app.include_router(operations.router)
 
+    describe_api(app)
     # The one added last stands first: nothing of a body is read before its sender is known.
     limits = gateway.limits
     app.add_middleware(Audit, trail=gateway.audit)

@@ -41,12 +41,10 @@ async def prune(
         gateway.submissions.prune, tenant, body.triple, body.config, idempotency_key(request)
     )
     outcome = await gateway.waits.result(tenant, job_id, body.wait_s)
+    job = {"Location": request.url_for("get_job", job_id=job_id).path}
     if outcome is None:
         view = await asyncio.to_thread(gateway.job, tenant, job_id)
-        location = request.url_for("get_job", job_id=job_id).path
-        return JSONResponse(
-            view.model_dump(mode="json"), status_code=202, headers={"Location": location}
-        )
+        return JSONResponse(view.model_dump(mode="json"), status_code=202, headers=job)
     if outcome.payload is None:
         return problem_response(request, outcome.problem)
-    return Response(outcome.payload, media_type="application/json")
+    return Response(outcome.payload, media_type="application/json", headers=job)

@@ -30,6 +30,7 @@ THROUGH = {
     "views": "test_ledger", "takings": "test_ingest",
     "service": "test_jobs", "events": "test_jobs", "body_limit": "test_jobs",
     "multipart": "test_upload", "json_body": "test_upload", "operations": "test_app",
+    "description": "test_examples",
     "roles": "test_serve", "worker": "test_serve",
 }  # fmt: skip
 

@@ -6,9 +6,12 @@ import pytest
 from asap.errors import (
     Conflict,
     CostCapReached,
+    Forbidden,
     InvalidInput,
     NotFound,
     Overloaded,
+    StorageFull,
+    Unauthorized,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -22,10 +25,10 @@ JOB = {"id": "a", "phase": "done", "created_at": 1.0, "finished_at": None, "tota
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, InvalidInput), (401, InvalidInput), (402, CostCapReached), (404, NotFound),
+        (400, InvalidInput), (402, CostCapReached), (403, Forbidden), (404, NotFound),
         (409, Conflict), (413, InvalidInput), (415, InvalidInput), (422, InvalidInput),
         (429, Overloaded), (500, UpstreamError), (502, UpstreamError), (503, UpstreamUnavailable),
-        (504, UpstreamTimeout),
+        (504, UpstreamTimeout), (507, StorageFull),
     ],
 )  # fmt: skip
 def test_a_problem_becomes_the_error_it_was(status, kind):
@@ -34,6 +37,13 @@ def test_a_problem_becomes_the_error_it_was(status, kind):
     assert type(error) is kind
     assert (error.problem_code, error.detail) == ("some-code", "a␛[31m sentence")
     assert error.context == {"retry_after_s": 3}
+
+
+def test_who_has_no_key_is_told_where_it_is_read():
+    problem = {"code": "unauthorized", "detail": "a key is needed"}
+    error = refusal(httpx.Response(401, json=problem, request=REQUEST), "http://server")
+    assert type(error) is Unauthorized
+    assert error.detail == "a key is needed; this command sends what ASAP_API_KEY holds"
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,12 @@ def test_a_file_is_streamed_with_its_name_and_configuration(serve, tmp_path):
     script = Script(says(status=202))
     path = tmp_path / "näme.jsonl"
     path.write_bytes(b"{}\n" * 400_000)
-    assert serve(script).submit(path, {"max_tokens": 3}).id == "j"
+    given = {"config": {"max_tokens": 3}, "priority": "background"}
+    assert serve(script).submit(path, given).id == "j"
     [(where, headers, body)] = script.requests
     assert where == "/jobs/upload"
     assert headers["Content-Type"].startswith("multipart/form-data")
-    assert b'{"max_tokens": 3}' in body
+    assert json.dumps(given).encode() in body
     assert path.read_bytes() in body
 
 
@@ -250,12 +251,27 @@ def test_faults_of_the_server_are_errors_with_its_name(serve):
         client.cancel("j")
 
 
-@pytest.mark.parametrize(
-    "server", ["", "localhost:8000", "ftp://x", "http://", "http://x:port", "http://x..y", "x y"]
-)
-def test_a_server_must_be_a_url(server):
-    with pytest.raises(InvalidInput, match="must be a URL"):
-        JobsClient.open(server)
+def test_an_estimate_is_asked_for_and_no_job(serve, tmp_path):
+    planned = dict.fromkeys(
+        ("records", "bad_lines", "cot_tokens", "llm_calls", "prompt_tokens", "completion_tokens",
+         "scored_tokens"), 7,
+    )  # fmt: skip
+    script = Script(says(planned | {"cost_usd": None, "tokenizer": "t", "sampled": False}))
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n")
+    found = serve(script).estimate(tmp_path / "in.jsonl", {"config": {}})
+    assert (found.records, found.cost_usd, found.tokenizer) == (7, None, "t")
+    assert b'{"config": {}, "dry_run": true}' in script.requests[0][2]
+
+
+def test_a_new_target_is_asked_for_under_one_key(serve):
+    busy = {"code": "database-unavailable", "detail": "later"}
+    script = Script(says(busy, 503), says(status=202))
+    assert serve(script, backoff_s=0.01).rebudget("old", {"max_tokens": 9}).id == "j"
+    keys = {headers["Idempotency-Key"] for _, headers, _ in script.requests}
+    assert len(keys) == 1
+    assert {where for where, _, _ in script.requests} == {"/jobs"}
+    bodies = [json.loads(body) for _, _, body in script.requests]
+    assert bodies == [{"scores_from": "old", "config": {"max_tokens": 9}}] * 2
 
 
 def test_the_servers_name_holds_no_password_and_its_path_counts(monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from asap.types import Record
@@ -162,6 +165,142 @@ def test_a_deleted_job_is_gone(asap, server, samples):
     assert asap("jobs", "delete", job).code == 0
     ran = asap("jobs", "show", job)
     assert (ran.code, ran.err) == (66, f"asap: there is no job '{job}'\n")
+
+
+def test_what_a_job_would_take_is_told_and_nothing_submitted(asap, server, samples):
+    def ids():
+        listed = asap("jobs", "list", "--limit", 500).out
+        return [line.split()[0] for line in listed.splitlines()]
+
+    before = ids()
+    samples.write_text(samples.read_text() + "{nope\n")
+    ran = asap("jobs", "submit", samples, "--dry-run", "--cost-cap", 1, "--watch")
+    assert ran.code == 0, ran.err
+    rows = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in ran.out.splitlines())
+    assert (rows["records"], rows["bad lines"]) == ("6", "1")
+    assert (rows["LLM calls"], rows["cost"]) == ("0", "$0.0000")
+    assert int(rows["CoT tokens"].replace(",", "")) > 100
+    assert "nothing was submitted" in ran.err
+    assert ids() == before
+
+
+def test_the_options_of_a_job_reach_the_server(asap, server, samples):
+    options = ("--cost-cap", 2.5, "--deadline", 3600, "--priority", "background")
+    ran = asap("jobs", "submit", samples, *options, "--watch")
+    assert ran.code == 0, ran.err
+    assert "cost $0.0000 of at most $2.50" in ran.err
+    job = httpx.get(f"{server.url}/jobs/{ran.out.strip()}").json()
+    assert job["cost_cap_usd"] == 2.5
+    assert job["deadline_at"] - job["created_at"] == pytest.approx(3600, abs=1)
+    assert job["webhook"] is False
+
+
+def test_a_late_job_is_told(asap, server, samples):
+    server.anchor.open.clear()
+    ran = asap("jobs", "submit", samples, "--deadline", 1, "--watch")
+    assert ran.code == 65
+    assert f"job {ran.out.strip()} is expired" in ran.err
+
+
+def test_options_that_the_server_refuses(asap, server, samples):
+    ran = asap("jobs", "submit", samples, "--webhook", "https://hooks.example/x")
+    assert ran.code == 65
+    assert "this server calls no webhooks" in ran.err
+    ran = asap("jobs", "submit", samples, "--cost-cap", 1, "--set", "anchor=llm")
+    assert ran.code == 65
+    assert "knows no prices" in ran.err
+    for wrong in (("--cost-cap", 0), ("--deadline", 0), ("--priority", "live")):
+        assert asap("jobs", "submit", samples, *wrong).code == 2
+
+
+def test_scores_are_used_again_at_another_target(asap, server, samples, tmp_path):
+    first = asap("jobs", "submit", samples, "--keep-ratio", 0.9, "--watch").out.strip()
+    server.anchor.refuses.set()  # no stage works on what comes now
+    ran = asap("jobs", "rebudget", first, "--keep-ratio", 0.3, "--watch")
+    assert ran.code == 0, ran.err
+    second = ran.out.strip()
+    assert second != first
+    assert "6 succeeded" in ran.err
+    assert "anchor" not in ran.err
+    kept = {}
+    for job in (first, second):
+        assert asap("jobs", "download", job, "-o", tmp_path / "out.jsonl").code == 0
+        records = [Record.model_validate(row) for row in rows(tmp_path / "out.jsonl")]
+        kept[job] = sum(record.tokens.pruned for record in records)
+    assert 0 < kept[second] < kept[first]
+
+
+def test_what_cannot_be_rebudgeted(asap, server, held):
+    ran = asap("jobs", "rebudget", held, "--max-tokens", 9)
+    assert (ran.code, ran.out) == (65, "")
+    assert "its scores can be used again once it has ended" in ran.err
+    assert asap("jobs", "rebudget", "0" * 32, "--max-tokens", 9).code == 66
+    for targets in ((), ("--max-tokens", 9, "--keep-ratio", 0.5)):
+        ran = asap("jobs", "rebudget", held, *targets)
+        assert ran.code == 65
+        assert "give exactly one of --max-tokens and --keep-ratio" in ran.err
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("guarded") / "home", keyed=True) as server:
+        yield server
+
+
+def test_a_key_of_the_environment_opens_the_server(asap, guarded, samples, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASAP_SERVER", guarded.url)
+    for name, role in (("ASAP_API_KEY", "submit"), ("READING", "read"), ("OTHER", "submit")):
+        tenant = "b" if name == "OTHER" else "a"
+        monkeypatch.setenv(name, guarded.keys.create(tenant, name, role)[1])
+
+    ran = asap("jobs", "submit", samples, "--watch")
+    assert ran.code == 0, ran.err
+    job = ran.out.strip()
+    assert asap("jobs", "download", job, "-o", tmp_path / "out.jsonl").code == 0
+    assert len(rows(tmp_path / "out.jsonl")) == 6
+    assert job in asap("jobs", "list").out
+
+    monkeypatch.setenv("ASAP_API_KEY", os.environ["READING"])
+    assert asap("jobs", "show", job).code == 0
+    ran = asap("jobs", "delete", job)
+    assert ran.code == 77
+    assert ran.err == "asap: this needs the role 'submit'; the key has the role 'read'\n"
+
+    monkeypatch.setenv("ASAP_API_KEY", os.environ["OTHER"])
+    assert asap("jobs", "show", job).code == 66
+
+
+@pytest.mark.parametrize("key", [None, "", "asap_" + "0" * 16 + "_" + "0" * 64])
+def test_without_a_live_key_the_server_stays_shut(asap, guarded, samples, monkeypatch, key):
+    monkeypatch.setenv("ASAP_SERVER", guarded.url)
+    monkeypatch.delenv("ASAP_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("ASAP_API_KEY", key)
+    for command in (
+        ["list"],
+        ["submit", samples],
+        ["watch", "x"],
+        ["rebudget", "x", "--max-tokens", 9],
+    ):
+        ran = asap("jobs", *command)
+        assert (ran.code, ran.out) == (77, "")
+        assert len(ran.err.splitlines()) == 1
+        assert "ASAP_API_KEY" in ran.err
+        assert not key or key not in ran.err
+
+
+def test_a_key_is_not_sent_in_the_clear(asap, monkeypatch):
+    monkeypatch.setenv("ASAP_API_KEY", "asap_1_2")
+    ran = asap("jobs", "list", "--server", "http://example.org")
+    assert ran.code == 65
+    assert ran.err.startswith("asap: an API key goes over https only")
+    assert "asap_1_2" not in ran.err
+
+
+def test_no_help_shows_the_key(asap, monkeypatch):
+    monkeypatch.setenv("ASAP_API_KEY", "asap_1_2")
+    for command in ("submit", "list", "rebudget"):
+        assert "asap_1_2" not in asap("jobs", command, "--help").out
 
 
 @pytest.mark.parametrize("command", ["watch", "show", "cancel", "retry", "delete", "download"])

@@ -76,6 +76,17 @@ def test_plain_lines_come_at_changes_of_phase_and_from_time_to_time():
     assert "items/s" in lines[2]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_job_without_stages_shows_none(terminal):
+    def show(console):
+        with JobProgress(console, ROUTE) as progress:
+            progress.show(a_job((None, "succeeded", 4), phase="done"))
+
+    text = said(show, terminal=terminal)
+    assert "anchor" not in text
+    assert (text == "done\n") is not terminal
+
+
 def test_bars_on_a_terminal():
     def show(console):
         with JobProgress(console, ROUTE) as progress:

@@ -19,7 +19,7 @@ from asap.errors import Misconfigured
 from asap.ports import ChatResult, Sampling
 from asap.types import Usage
 
-__all__ = ["ReplyCache", "reply_key"]
+__all__ = ["ReplyCache", "reply_key", "write_whole"]
 
 _FORMAT: Final = 1
 """Part of every key: a new format finds none of the old files instead of misreading them."""
@@ -70,7 +70,7 @@ class ReplyCache:
         """Keep `result`. Raises Misconfigured when the directory cannot be written."""
         entry = _Entry(text=result.text, finish_reason=result.finish_reason, usage=result.usage)
         try:
-            _write_whole(self._path(key), entry.model_dump_json().encode())
+            write_whole(self._path(key), entry.model_dump_json().encode())
         except OSError as error:
             raise Misconfigured(
                 f"The reply cache cannot be written ({error.strerror}): make room, make "
@@ -82,7 +82,7 @@ class ReplyCache:
         return self._directory / key[:2] / f"{key}.json"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour (mode 0600), then rename, which is atomic in one directory."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")

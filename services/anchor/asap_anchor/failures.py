@@ -133,6 +133,14 @@ class Failures:
             waits=True,
         )
 
+    def batch_refused(self) -> UpstreamError:
+        """The provider read the whole batch and took none of it."""
+        return UpstreamError(
+            f"The LLM server {self.server} refused a whole batch for model {self.model!r}: check "
+            "that it takes this model in batches.",
+            server=self.server,
+        )
+
     def _also(self) -> str:
         return f"also after {self.retries} retries"
 

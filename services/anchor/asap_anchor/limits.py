@@ -14,7 +14,7 @@ from statistics import median
 __all__ = ["AdaptiveLimit", "Breaker", "Pace", "Slots"]
 
 GROW_AFTER = 50
-"""Good answers for one more call at a time; also how many answers a latency is judged by."""
+"""Good answers for one more call at a time; also the fewest that a latency is judged by."""
 SLOW = 2.0
 """Latency has clearly risen when the median is so many times the best of the last windows."""
 WINDOWS = 10
@@ -52,7 +52,8 @@ class AdaptiveLimit:
     def _judge(self, kind: Hashable, seconds: float, now: float) -> None:
         window = self._seconds.setdefault(kind, [])
         window.append(seconds)
-        if len(window) < GROW_AFTER:
+        # Of calls that began together the quick ones answer first: a window holds them all.
+        if len(window) < max(GROW_AFTER, 2 * self.value):
             return
         latency, best = median(window), self._medians.setdefault(kind, deque(maxlen=WINDOWS))
         window.clear()

@@ -36,10 +36,8 @@ class LLMSettings(Group):
     """A batch's part of these prices."""
     batch: bool = False
     """Send calls as batches of the provider: cheaper, and the replies come within a day."""
-    batch_window_s: float = Field(30.0, gt=0)
-    """How long calls are collected before they are sent as one batch."""
-    batch_poll_s: float = Field(60.0, gt=0)
-    """How often an open batch is asked for."""
+    batch_period_s: float = Field(60.0, gt=0)
+    """How often collected calls are sent as one batch, and open batches are asked for."""
 
     @property
     def prices(self) -> Prices | None:

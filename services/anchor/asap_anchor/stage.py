@@ -9,6 +9,7 @@ import time
 from asap.coarse import coarse_prune
 from asap.errors import CoarseExhausted, UpstreamTimeout, UpstreamUnavailable
 from asap.types import Record
+from asap_anchor.batches import BatchChat
 from asap_anchor.cache import ReplyCache
 from asap_anchor.chat import OpenAIChat
 from asap_anchor.limits import Breaker
@@ -35,7 +36,7 @@ class AnchorStage:
 
     def __init__(self, settings: AnchorSettings) -> None:
         self._settings = settings
-        self._chat: OpenAIChat | None = None
+        self._chat: OpenAIChat | BatchChat | None = None
         self._breaker = Breaker(show_breaker(host_of(settings.llm.base_url)))
 
     @property
@@ -45,8 +46,21 @@ class AnchorStage:
 
     async def start(self) -> None:
         """Make the client, when there is a server to ask."""
-        llm = self._settings.llm
-        if llm.model is not None:
+        llm, home = self._settings.llm, self._settings.home.expanduser()
+        cache = ReplyCache(home / "replies")
+        if llm.model is not None and llm.batch:
+            self._chat = BatchChat(
+                base_url=llm.base_url,
+                api_key=llm.api_key.get_secret_value(),
+                model=llm.model,
+                cache=cache,
+                folder=home / "batches",
+                timeout_s=llm.timeout_s,
+                period_s=llm.batch_period_s,
+                prices=llm.prices,
+            )
+            await self._chat.start()
+        elif llm.model is not None:
             self._chat = OpenAIChat(
                 base_url=llm.base_url,
                 api_key=llm.api_key.get_secret_value(),
@@ -58,7 +72,7 @@ class AnchorStage:
                 price_in=llm.price_in,
                 price_out=llm.price_out,
                 price_cached=llm.price_cached,
-                cache=ReplyCache(self._settings.home.expanduser() / "replies"),
+                cache=cache,
                 measure=measure,
                 breaker=self._breaker,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -22,13 +22,29 @@ from asap.thinking import check_control_tokens
 from asap.types import StepScores
 from asap_runtime.http_problems import answer, problem
 from asap_runtime.problems import describe
-from asap_surprisal.batcher import BatchingScorer
 from asap_surprisal.settings import ScorerSettings
 
-__all__ = ["ScoreAnswer", "ScoreBody", "score_endpoint"]
+__all__ = ["AdmittingScorer", "ScoreAnswer", "ScoreBody", "score_endpoint"]
 
 GONE = 499
 """For logs alone: there is nobody left to read it."""
+
+
+class AdmittingScorer(Protocol):
+    """A scorer with a door."""
+
+    @property
+    def name(self) -> str:
+        """Model name, for provenance."""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer."""
+
+    async def score_or_refuse(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
+        """Scores for each request. Raises Overloaded (`retry_after_s`) when too many wait, and
+        InvalidInput for what it would never take.
+        """
 
 
 class ScoreBody(BaseModel):
@@ -60,7 +76,7 @@ _BODIES = TypeAdapter(tuple[ScoreBody, ...])
 
 
 def score_endpoint(
-    scorer: Callable[[], BatchingScorer], settings: ScorerSettings
+    scorer: Callable[[], AdmittingScorer], settings: ScorerSettings
 ) -> Callable[[Request], Awaitable[Response]]:
     """The handler, for any application.
 

@@ -3,8 +3,8 @@ for a clock.
 
 In the manner of a token-budget queue: the next batch forms while the device works, so its size
 follows the load. It grows until the token sum would pass the budget and stops at the first entry
-that does not fit, so nobody starves; an entry that was cancelled leaves. Knows lengths and futures,
-not torch.
+that does not fit, so nobody starves; an entry that was cancelled leaves. Two batches are with the
+scorer at a time: one runs, the other is queued behind it. Knows lengths and futures, not torch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
 
-from asap.errors import InvalidInput, Overloaded
-from asap.ports import Scorer, ScoreRequest
-from asap.surprisal import build_context
+from asap.config import ScoreName
+from asap.errors import CapacityError, InvalidInput, Overloaded
+from asap.ports import ScoreRequest
 from asap.types import StepScores
 from asap_runtime.telemetry import (
     BATCH_ROWS,
@@ -29,16 +31,80 @@ from asap_runtime.telemetry import (
     trace_context,
 )
 
-__all__ = ["BatchingScorer"]
+if TYPE_CHECKING:  # half a second of imports, which the command line does without
+    from asap_surprisal.preparation import Prepared
+
+__all__ = ["BatchScorer", "BatchingScorer", "Preparer", "overloaded"]
 
 QUEUE_BATCHES = 2
-"""Batches that may wait: one to follow the running one at once, one to choose from."""
+"""Batches that may wait: one to follow the running ones at once, one to choose from."""
+BATCHES_IN_FLIGHT = 2
+"""One on the device, one behind it, so that the device never waits for the loop."""
+TEXT_THREADS = 4
 LONGEST_RETRY_S = 300.0
+
+
+class BatchScorer(Protocol):
+    """A scorer in two halves: `prepare` needs the tokenizer alone, `score_prepared` the device."""
+
+    @property
+    def name(self) -> str:
+        """Model name or directory, for provenance."""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer wherever a count is shown."""
+
+    @property
+    def offers(self) -> frozenset[ScoreName]:
+        """The scores that it can give."""
+
+    def count(self, text: str) -> int:
+        """Number of ids of `text`, special tokens not included."""
+
+    def prepare(self, request: ScoreRequest) -> Prepared:
+        """The request tokenised, in any thread. Raises InvalidInput for what is not offered."""
+
+    async def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
+        """Scores for each request, in order."""
+
+
+class Preparer:
+    """Tokenises in threads of its own: those of the loop also wait for the database."""
+
+    def __init__(self, scorer: BatchScorer) -> None:
+        self._scorer, self._stopped = scorer, False
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="surprisal-prepare")
+
+    async def prepare(self, requests: Sequence[ScoreRequest]) -> list[Prepared]:
+        """Each request tokenised, in order; cancelled once it is stopped."""
+        loop, prepared = asyncio.get_running_loop(), []
+        for request in requests:
+            if self._stopped:
+                raise asyncio.CancelledError
+            with SCORE_SECONDS.labels("tokenize").time():
+                ready = await loop.run_in_executor(self._threads, self._scorer.prepare, request)
+            prepared.append(ready)
+        return prepared
+
+    def stop(self) -> None:
+        """Let the threads end."""
+        self._stopped = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def overloaded(seconds: float) -> Overloaded:
+    """The refusal when what waits takes `seconds`; callers come back at different times."""
+    seconds = min(LONGEST_RETRY_S, max(1.0, seconds))
+    return Overloaded(
+        "too many texts wait to be scored",
+        retry_after_s=round(seconds * random.uniform(1.0, 1.2), 1),
+    )
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    request: ScoreRequest
+    prepared: Prepared
     tokens: int
     result: asyncio.Future[StepScores]
     trace: dict[str, str] = field(default_factory=trace_context)
@@ -48,17 +114,33 @@ class _Entry:
 class BatchingScorer:
     """The port `Scorer`, for any number of concurrent callers on one loop.
 
-    An entry longer than the budget is a batch of its own; the scorer behind has windows for it.
+    Args:
+        scorer: what scores a batch.
+        max_batch_tokens: of one batch; an entry that is longer is a batch of its own.
+        max_text_tokens: longest text to admit from callers who can be refused; None: any.
+        after_batch: called when a batch was scored.
     """
 
-    def __init__(self, scorer: Scorer, *, max_batch_tokens: int) -> None:
-        self._scorer, self.max_batch_tokens = scorer, max_batch_tokens
+    def __init__(
+        self,
+        scorer: BatchScorer,
+        *,
+        max_batch_tokens: int,
+        max_text_tokens: int | None = None,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._scorer, self._max_text_tokens = scorer, max_text_tokens
+        self._after_batch = after_batch
+        self.max_batch_tokens = max_batch_tokens
         self.max_waiting_tokens = QUEUE_BATCHES * max_batch_tokens
         self._waiting: OrderedDict[_Entry, None] = OrderedDict()
         self._waiting_tokens = 0
         self._tokens_per_s = float(max_batch_tokens)
+        self._answered_at = 0.0
         self._door = asyncio.Lock()
         self._room, self._arrived = asyncio.Event(), asyncio.Event()
+        self._free = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+        self._preparer = Preparer(scorer)
         self._owner: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -71,6 +153,11 @@ class BatchingScorer:
     def tokenizer_name(self) -> str:
         """The scorer's tokenizer."""
         return self._scorer.tokenizer_name
+
+    @property
+    def offers(self) -> frozenset[ScoreName]:
+        """The scores that it can give."""
+        return self._scorer.offers
 
     @property
     def waiting_tokens(self) -> int:
@@ -94,6 +181,7 @@ class BatchingScorer:
                 await self._owner
         for entry in list(self._waiting):
             self._leave(entry)
+        self._preparer.stop()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
         """Scores for each request; a caller that is cancelled takes its entries along.
@@ -122,11 +210,10 @@ class BatchingScorer:
         """
         self._refuse_when_full()
         entries = await self._tokenized(requests)
-        if any(entry.tokens > self.max_batch_tokens for entry in entries):
-            raise InvalidInput(
-                f"a text has more than {self.max_batch_tokens} tokens", code="text-too-long"
-            )
-        if sum(entry.tokens for entry in entries) > self.max_waiting_tokens:
+        longest = self._max_text_tokens
+        if longest is not None and any(entry.tokens > longest for entry in entries):
+            raise InvalidInput(f"a text has more than {longest} tokens", code="text-too-long")
+        if len(entries) > 1 and sum(entry.tokens for entry in entries) > self.max_waiting_tokens:
             raise InvalidInput(
                 f"the texts have more than {self.max_waiting_tokens} tokens in sum; send fewer",
                 code="text-too-long",
@@ -141,24 +228,16 @@ class BatchingScorer:
                 self._leave(entry)
 
     async def _tokenized(self, requests: Sequence[ScoreRequest]) -> list[_Entry]:
-        loop, entries = asyncio.get_running_loop(), []
-        for request in requests:
-            text = build_context(request.question, request.steps, request.context).text
-            with SCORE_SECONDS.labels("tokenize").time():
-                tokens = await asyncio.to_thread(self.count, text) if request.scores else 0
-            entries.append(_Entry(request, tokens, loop.create_future()))
-        return entries
+        loop = asyncio.get_running_loop()
+        prepared = await self._preparer.prepare(requests)
+        return [_Entry(ready, ready.tokens, loop.create_future()) for ready in prepared]
 
     def _is_beyond(self, tokens: int) -> bool:
         return self._waiting_tokens + tokens > self.max_waiting_tokens
 
     def _refuse_when_full(self) -> None:
         if self._waiting_tokens > self.max_waiting_tokens:
-            seconds = min(LONGEST_RETRY_S, max(1.0, self._waiting_tokens / self._tokens_per_s))
-            raise Overloaded(
-                "too many texts wait to be scored",
-                retry_after_s=round(seconds * random.uniform(1.0, 1.2), 1),
-            )
+            raise overloaded(self._waiting_tokens / self._tokens_per_s)
 
     def _enter(self, entry: _Entry) -> None:
         if self._stopped:
@@ -179,24 +258,41 @@ class BatchingScorer:
         self._room.set()
 
     async def _run(self) -> None:
-        while True:
-            await self._arrived.wait()
-            batch = self._next_batch()
-            if not batch:
-                self._arrived.clear()
-                continue
-            try:
-                results = await self._score(batch)
-                for entry, scores in zip(batch, results, strict=True):
-                    if not entry.result.done():
-                        entry.result.set_result(scores)
-            except Exception as error:  # the callers' to handle: each gets it
+        async with asyncio.TaskGroup() as in_flight:
+            while True:
+                await self._arrived.wait()
+                await self._free.acquire()  # the batch grows until there is a place for it
+                if batch := self._next_batch():
+                    in_flight.create_task(self._answer(batch))
+                else:
+                    self._free.release()
+                    self._arrived.clear()
+
+    async def _answer(self, batch: Sequence[_Entry]) -> None:
+        try:
+            await self._score_each(batch)
+        finally:
+            self._free.release()
+            for entry in batch:  # whoever has heard nothing never will
+                entry.result.cancel()
+
+    async def _score_each(self, batch: Sequence[_Entry]) -> None:
+        """Scores or an error for every entry; a lack of memory is told to those who cause it."""
+        try:
+            results = await self._score(batch)
+        except CapacityError as error:
+            if len(batch) > 1:
                 for entry in batch:
                     if not entry.result.done():
-                        entry.result.set_exception(error)
-            finally:  # whoever has heard nothing never will
-                for entry in batch:
-                    entry.result.cancel()
+                        await self._score_each([entry])
+            else:
+                _fail(batch, error)
+        except Exception as error:  # the callers' to handle: each gets it
+            _fail(batch, error)
+        else:
+            for entry, scores in zip(batch, results, strict=True):
+                if not entry.result.done():
+                    entry.result.set_result(scores)
 
     def _next_batch(self) -> list[_Entry]:
         """First come, first served, up to the budget; at least one entry. O(batch)."""
@@ -220,8 +316,18 @@ class BatchingScorer:
         # One batch serves many items: it is a child of the first, and names the others.
         links = [entry.trace for entry in batch[1:]]
         with span("score batch", batch[0].trace, links=links, rows=len(batch), tokens=tokens):
-            results = await self._scorer.score([entry.request for entry in batch])
-        seconds = perf_counter() - started
+            results = await self._scorer.score_prepared([entry.prepared for entry in batch])
+        answered = perf_counter()
+        # The batch before this one had the device first.
+        seconds = answered - max(started, self._answered_at)
+        self._answered_at = answered
         SCORE_SECONDS.labels("forward").observe(seconds)
         self._tokens_per_s += (max(tokens, 1) / max(seconds, 1e-6) - self._tokens_per_s) / 8
+        self._after_batch()
         return results
+
+
+def _fail(batch: Sequence[_Entry], error: Exception) -> None:
+    for entry in batch:
+        if not entry.result.done():
+            entry.result.set_exception(error)

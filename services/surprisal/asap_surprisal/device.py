@@ -10,10 +10,16 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import TYPE_CHECKING
 
+from asap.config import ScoreName
 from asap.errors import AsapError, CapacityError
-from asap.ports import Scorer, ScoreRequest
+from asap.ports import ScoreRequest
 from asap.types import StepScores
+from asap_surprisal.batcher import BatchScorer
+
+if TYPE_CHECKING:
+    from asap_surprisal.preparation import Prepared
 
 __all__ = ["WatchedScorer"]
 
@@ -26,9 +32,9 @@ PROBE = ScoreRequest("a", ("b",), ("first_token_surprisal",))
 
 
 class WatchedScorer:
-    """The port `Scorer`, with a memory of when the device last worked."""
+    """A `BatchScorer` with a memory of when its device, or its server, last worked."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: BatchScorer) -> None:
         self._scorer = scorer
         self._worked_at = float("-inf")
         self._failed = False
@@ -45,18 +51,28 @@ class WatchedScorer:
         """The scorer's tokenizer."""
         return self._scorer.tokenizer_name
 
+    @property
+    def offers(self) -> frozenset[ScoreName]:
+        """The scores that it can give."""
+        return self._scorer.offers
+
     def count(self, text: str) -> int:
         """Number of ids of `text`, special tokens not included."""
         return self._scorer.count(text)
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[StepScores]:
+    def prepare(self, request: ScoreRequest) -> Prepared:
+        """The request tokenised, in any thread."""
+        return self._scorer.prepare(request)
+
+    async def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
         """Scores for each request; what comes of it is remembered."""
-        if not any(request.scores and request.steps for request in requests):
-            return await self._scorer.score(requests)  # counts alone say nothing of the device
+        if not any(ready.tokens for ready in prepared):
+            # counts alone say nothing of the device
+            return await self._scorer.score_prepared(prepared)
         started = monotonic()
         self._running.append(started)
         try:
-            results = await self._scorer.score(requests)
+            results = await self._scorer.score_prepared(prepared)
         except Exception:
             self._failed = True
             raise
@@ -75,7 +91,7 @@ class WatchedScorer:
         if not self._failed and (works or now - self._worked_at < FRESH_S):
             return
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self.score([PROBE]))
+            self._probe = asyncio.create_task(self._score_probe())
         await asyncio.wait({self._probe}, timeout=PROBE_S)
         if not self._probe.done():
             raise CapacityError(f"the device gave no answer in {PROBE_S:.0f} s", code="not-ready")
@@ -86,6 +102,9 @@ class WatchedScorer:
             raise CapacityError(detail, code="not-ready") from error
         if scores.scores[PROBE.scores[0]] == (None,):
             raise CapacityError("the device computes no finite number", code="not-ready")
+
+    async def _score_probe(self) -> list[StepScores]:
+        return await self.score_prepared([await asyncio.to_thread(self.prepare, PROBE)])
 
     async def close(self) -> None:
         """End a check that still runs."""

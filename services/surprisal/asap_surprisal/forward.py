@@ -41,6 +41,7 @@ class CausalLM:
     head: Callable[[Tensor], Tensor]
     """(positions, width) to logits (positions, vocabulary)."""
     device: torch.device
+    dtype: torch.dtype = torch.float32
     max_positions: int | None = None
     """Longest input of the backbone; None when its config does not say."""
     packs: bool = False

@@ -76,6 +76,7 @@ def causal_lm(loaded: Any) -> CausalLM:
         backbone=loaded.base_model,
         head=float32_head(head),
         device=loaded.device,
+        dtype=loaded.dtype,
         max_positions=getattr(config, "max_position_embeddings", None),
         packs=_pack(loaded),
         cost=PassCost.of(loaded.base_model, head),

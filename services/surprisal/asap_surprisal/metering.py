@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Meter", "PassCost", "ScorerTotals"]
+import torch
+
+__all__ = ["Meter", "PassCost", "ScorerTotals", "peak_rate"]
+
+_PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""Rows of a square matrix product that fills the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +79,24 @@ class Meter:
             before = self._totals
             sums = {name: getattr(before, name) + amount for name, amount in amounts.items()}
             self._totals = replace(before, **sums)
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of one large matrix product, measured now; under a second.
+
+    What `ScorerTotals` says per busy second, over this, is the achieved share of the device.
+    """
+    size, best = _PRODUCT[device.type], float("inf")
+    square = torch.randn(size, size, device=device).to(dtype)
+    for _ in range(5):
+        _wait(device)
+        started = time.perf_counter()
+        square @ square
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

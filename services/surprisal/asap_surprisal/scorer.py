@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 
+from asap.config import ScoreName
 from asap.errors import CapacityError
 from asap.ports import ScoreRequest
 from asap.types import StepScores
 from asap_surprisal.batching import plan_batches
 from asap_surprisal.forward import CausalLM, PassRow, Pending, launch
 from asap_surprisal.loading import Device, Dtype, load_model
-from asap_surprisal.metering import Meter, ScorerTotals
+from asap_surprisal.metering import Meter, ScorerTotals, peak_rate
 from asap_surprisal.model_files import DEFAULT_MODEL
 from asap_surprisal.prefix import PrefixStore, Round
 from asap_surprisal.preparation import Prepared, prepare, step_scores
@@ -60,6 +61,9 @@ class TorchScorer:
         max_kept_tokens: whose keys and values may stay for a session's next round.
         max_row_tokens: the longest sequence that memory is sure to hold; a batch's tokens if None.
     """
+
+    offers: frozenset[ScoreName] = frozenset(get_args(ScoreName))
+    """The scores that it can give: all."""
 
     def __init__(
         self,
@@ -131,6 +135,13 @@ class TorchScorer:
     def totals(self) -> ScorerTotals:
         """What the device has done so far."""
         return self._meter.totals
+
+    def peak_rate(self) -> float:
+        """Operations per second that the device reaches in a large matrix product, measured now.
+
+        To be asked before work begins; `totals.operations / totals.busy_s` is the rate achieved.
+        """
+        return peak_rate(self._model.device, self._model.dtype)
 
     def count(self, text: str) -> int:
         """Number of ids of `text`, special tokens not included."""

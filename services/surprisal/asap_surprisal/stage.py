@@ -1,4 +1,4 @@
-"""The surprisal stage: the core's stage 2 with a scorer that batches over all items in flight."""
+"""The surprisal stage: the core's stage 2 with one scorer for all items in flight."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from asap.fine import fine_prune
 from asap.types import Record
 from asap_runtime.stage import Done
 from asap_runtime.telemetry import COT_TOKENS
-from asap_surprisal.batcher import BatchingScorer
+from asap_surprisal.batcher import BatchingScorer, BatchScorer
 from asap_surprisal.device import WatchedScorer
+from asap_surprisal.direct import DirectScorer
+from asap_surprisal.figures import Figures
 from asap_surprisal.settings import SurprisalSettings
 
 __all__ = ["SurprisalStage"]
@@ -25,7 +27,7 @@ class SurprisalStage:
     def __init__(self, settings: SurprisalSettings) -> None:
         self._settings = settings.surprisal
         self._device: WatchedScorer | None = None
-        self._scorer: BatchingScorer | None = None
+        self._scorer: BatchingScorer | DirectScorer | None = None
         self._leaving = AsyncExitStack()
 
     @property
@@ -34,14 +36,24 @@ class SurprisalStage:
         return self._settings.concurrency
 
     @property
-    def scorer(self) -> BatchingScorer:
+    def scorer(self) -> BatchingScorer | DirectScorer:
         """The started scorer, for direct use. Raises CapacityError (`not-ready`) without one."""
         if self._scorer is None:
             raise CapacityError("the model is not loaded", code="not-ready", retry_after_s=5.0)
         return self._scorer
 
     async def start(self) -> None:
-        """Load the model; seconds for the demo scorer, minutes for 7B."""
+        """Load the model; seconds for the demo scorer, minutes for 7B.
+
+        With vllm: read the tokenizer and ask the server for its window. Raises Misconfigured or
+        UpstreamError when that cannot work.
+        """
+        if self._settings.backend == "vllm":
+            self._scorer = await self._connect()
+        else:
+            self._scorer = await self._load()
+
+    async def _load(self) -> BatchingScorer:
         from asap_surprisal.scorer import TorchScorer
 
         settings = self._settings
@@ -52,11 +64,39 @@ class SurprisalStage:
             max_batch_tokens=settings.max_batch_tokens,
         )
         self._leaving.push_async_callback(asyncio.to_thread, scorer.close)
+        figures = await asyncio.to_thread(Figures, scorer)
+        batching = BatchingScorer(
+            self._watch(scorer),
+            max_batch_tokens=scorer.max_batch_tokens,
+            max_text_tokens=scorer.max_text_tokens,
+            after_batch=figures.update,
+        )
+        self._leaving.push_async_callback(batching.stop)
+        batching.start()
+        return batching
+
+    async def _connect(self) -> DirectScorer:
+        from asap_surprisal.remote import RemoteScorer
+
+        settings = self._settings
+        assert settings.base_url is not None, "the settings see to it"
+        key = settings.api_key
+        scorer = await RemoteScorer.connect(
+            base_url=settings.base_url,
+            model=settings.served_model or settings.model,
+            tokenizer=settings.model,
+            api_key=None if key is None else key.get_secret_value(),
+            concurrency=settings.concurrency,
+        )
+        self._leaving.push_async_callback(scorer.close)
+        direct = DirectScorer(self._watch(scorer), max_inside=2 * settings.concurrency)
+        self._leaving.push_async_callback(direct.stop)
+        return direct
+
+    def _watch(self, scorer: BatchScorer) -> WatchedScorer:
         self._device = WatchedScorer(scorer)
         self._leaving.push_async_callback(self._device.close)
-        self._scorer = BatchingScorer(self._device, max_batch_tokens=settings.max_batch_tokens)
-        self._leaving.push_async_callback(self._scorer.stop)
-        self._scorer.start()
+        return self._device
 
     async def ready(self) -> None:
         """Raise CapacityError unless the device was seen to work in the last minute."""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asap.errors import UpstreamError, UpstreamUnavailable
-from asap_anchor.failures import Failures, Transient, retry_after_s
+from asap_anchor.failures import Failures, Transient, concerns, retry_after_s
+from asap_anchor.wire import Refusal
 
 NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
 FAILURES = Failures(server="host:8000", model="tiny", retries=6)
@@ -44,7 +45,7 @@ def test_no_header_is_too_odd_to_read(value):
     assert seconds is None or seconds >= 0
 
 
-@pytest.mark.parametrize("status", range(400, 600))
+@pytest.mark.parametrize("status", [s for s in range(400, 600) if s != 402])
 def test_only_408_409_429_and_5xx_are_transient(status):
     failure = FAILURES.refused(status, {})
 
@@ -55,8 +56,34 @@ def test_the_wait_is_in_the_context_only_when_known():
     known = FAILURES.refused(503, {"retry-after": "3"})
     unknown = FAILURES.refused(503, {})
 
-    assert known.error.context == {"server": "host:8000", "status": 503, "retry_after_s": 3.0}
-    assert unknown.error.context == {"server": "host:8000", "status": 503}
+    assert known.error.context == {
+        "server": "host:8000", "status": 503, "retry_after_s": 3.0, "waits": True
+    }  # fmt: skip
+
+    assert unknown.error.context == {"server": "host:8000", "status": 503, "waits": True}
+
+
+@pytest.mark.parametrize(
+    ("failure", "whose"),
+    [
+        (FAILURES.refused(400, {}), "call"),
+        (FAILURES.refused(422, {}), "call"),
+        (FAILURES.refused(429, {}), "call"),
+        (FAILURES.refused(401, {}), "server"),
+        (FAILURES.refused(404, {}), "server"),
+        (FAILURES.refused(408, {}), "server"),
+        (FAILURES.refused(503, {}), "server"),
+        (FAILURES.timed_out(1), "server"),
+        (FAILURES.unreachable(), "server"),
+        (FAILURES.malformed(), "server"),
+        (FAILURES.refused(402, {}), "account"),
+        (FAILURES.refused(429, {}, Refusal("insufficient_quota")), "account"),
+    ],
+    ids=str,
+)
+def test_a_failure_concerns_a_call_the_server_or_the_account(failure, whose):
+    error = failure.error if isinstance(failure, Transient) else failure
+    assert concerns(error) == whose
 
 
 def test_each_sentence_names_the_server_and_ends():

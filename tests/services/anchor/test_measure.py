@@ -6,7 +6,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from asap.errors import UpstreamError
-from asap_anchor.measure import measure
+from asap_anchor.limits import Breaker
+from asap_anchor.measure import measure, show_breaker
 from openai_server import Body, OpenAIServer, Reply, Stall, Status
 
 
@@ -53,3 +54,15 @@ async def test_a_cancelled_request_is_in_flight_no_more(chat_for, sampling):
             await call
     assert value("asap_upstream_inflight", "stalled") == 0
     assert value("asap_llm_requests_total", "stalled", outcome="cancelled") == 1
+
+
+def test_an_open_breaker_shows():
+    def shown():
+        return REGISTRY.get_sample_value("asap_breaker_open", {"upstream": "host:1"})
+
+    breaker = Breaker(show_breaker("host:1"))
+    assert shown() == 0
+    breaker.trip("down", 0.0)
+    assert shown() == 1
+    breaker.end(None, 31.0, probe=breaker.begin())
+    assert shown() == 0

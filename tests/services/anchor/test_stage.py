@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from asap.config import PruneConfig
-from asap.types import Record, Triple
+from anchor_job import answer, run
+from asap.types import Record
 from asap_anchor.settings import AnchorSettings
-from asap_anchor.stage import AnchorStage
-from asap_runtime.host import StageHost, open_database
-from asap_runtime.intake import JobIntake
-from asap_runtime.ledger import JobLedger
-from asap_runtime.queue import BATCH, MemoryQueue
-from asap_runtime.stage import RunnerLimits
-from asap_runtime.values import NewItem
 from openai_server import Body, OpenAIServer, Reply, Status
 
 PRICES = {"price_in": 100.0, "price_out": 1000.0}
 """US dollars per million tokens: a reply of (10, 5) tokens costs 6,000 micro-dollars."""
 PAID = 6000
-COT = "first we read the list\n\nthen we sort it\n\nthen we print the list"
 
 
 @pytest.fixture
@@ -31,41 +21,6 @@ def settings_for(tmp_path):
         return AnchorSettings(home=tmp_path / "home", llm=values)
 
     return make
-
-
-def answer(prompt, body):
-    """Accepted at once; the prompt of the direct CoT is the one without the trace."""
-    return Reply("then we sort it" if COT.split("\n\n", maxsplit=1)[0] in prompt else "sort it")
-
-
-async def run(settings, questions, **config):
-    """A job of these questions through the anchor stage alone: its view, items and results."""
-    database = open_database(settings)
-    intake, ledger = JobIntake(database), JobLedger(database)
-    config = PruneConfig(method="asap_stage1", **config)
-    host = StageHost(
-        database,
-        MemoryQueue(),
-        [AnchorStage(settings)],
-        limits=RunnerLimits(max_attempts=2, backoff_base_s=0.01),
-        sweep_period_s=0.05,
-    )
-    async with host:
-        job = intake.create_job("t", "prune", {}, BATCH)
-        triples = [Triple(question=question, cot=COT, answer="sorted") for question in questions]
-        records = [Record(triple=triple, config=config) for triple in triples]
-        payloads = [record.model_dump_json().encode() for record in records]
-        intake.add_items(job, (NewItem(n, "anchor", p) for n, p in enumerate(payloads, 1)))
-        intake.mark_ingested(job)
-        for _ in range(1500):
-            if ledger.job("t", job).phase == "done":
-                break
-            await asyncio.sleep(0.02)
-    view = ledger.job("t", job)
-    assert view.phase == "done"
-    items, results = ledger.items("t", job), list(ledger.results("t", job))
-    database.close()
-    return view, items, results
 
 
 async def test_an_item_costs_what_its_calls_cost(settings_for):

@@ -44,3 +44,7 @@ def test_totals_of_a_scorer(tiny_model_dir):
     after = scorer.totals
     assert after.tokens - before.tokens + after.tokens_reused == 2 * tokens
     assert after.operations - before.operations < before.operations
+
+
+def test_the_peak_is_a_rate(tiny_model_dir):
+    assert load(tiny_model_dir).peak_rate() > 1e8  # any processor of this century
