@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from asap.errors import InvalidInput, Overloaded
 from asap_gateway.settings import GatewayLimits
+from asap_runtime.drain_rate import DrainRate
 from asap_runtime.ledger import JobLedger
 
 __all__ = ["Admission"]
@@ -19,14 +19,12 @@ MOST_COUNTS = 1000
 class Admission:
     """Counts open items by tenant, and all of them. Blocking; safe to share between threads.
 
-    Args:
-        retry_after_s: when a refused caller should ask again, from the speed of the work.
+    A refused caller hears when to ask again, from the speed at which items leave.
     """
 
-    def __init__(
-        self, ledger: JobLedger, limits: GatewayLimits, *, retry_after_s: Callable[[], float]
-    ) -> None:
-        self._ledger, self._limits, self._retry_after_s = ledger, limits, retry_after_s
+    def __init__(self, ledger: JobLedger, limits: GatewayLimits) -> None:
+        self._ledger, self._limits = ledger, limits
+        self._drain = DrainRate()
         self._counts: dict[str | None, tuple[float, int]] = {}
 
     def check(self, tenant: str, items: int) -> None:
@@ -41,16 +39,19 @@ class Admission:
                 "upload a file instead",
                 code="too-many-items",
             )
-        if self._open(tenant) + items > limits.max_open_items_per_tenant:
+        excess = self._open(None) + items - limits.max_backlog
+        if excess > 0:
+            raise Overloaded(
+                "too many items are open; try again later",
+                retry_after_s=self._drain.retry_after_s(excess),
+            )
+        excess = self._open(tenant) + items - limits.max_open_items_per_tenant
+        if excess > 0:
             raise Overloaded(
                 f"at most {limits.max_open_items_per_tenant:,} items of a tenant may be open; "
                 "try again when some are done",
                 code="tenant-quota",
-                retry_after_s=self._retry_after_s(),
-            )
-        if self._open(None) + items > limits.max_backlog:
-            raise Overloaded(
-                "too many items are open; try again later", retry_after_s=self._retry_after_s()
+                retry_after_s=self._drain.retry_after_s(excess),
             )
 
     def _open(self, tenant: str | None) -> int:
@@ -58,6 +59,8 @@ class Admission:
         at, count = self._counts.get(tenant, (-COUNTED_FOR_S, 0))
         if now - at >= COUNTED_FOR_S:
             count = self._ledger.open_items(tenant)
+            if tenant is None:
+                self._drain.observe(count)
             if len(self._counts) >= MOST_COUNTS:
                 self._counts.clear()
             self._counts[tenant] = now, count

@@ -38,7 +38,6 @@ from asap_runtime.webhooks import WebhookSettings, check_url
 __all__ = ["ServerKnowledge", "Submissions"]
 
 PRIORITIES: Final = {"batch": BATCH, "background": BACKGROUND}
-RETRY_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Submissions:
         self._queue, self._limits, self._knowledge, self._wake = queue, limits, knowledge, wake
         self._intake, self._ledger = JobIntake(database), JobLedger(database)
         self._sweep = Sweep(database)
-        self._admission = Admission(self._ledger, limits, retry_after_s=lambda: RETRY_AFTER_S)
+        self._admission = Admission(self._ledger, limits)
 
     def prune(self, tenant: str, triple: Triple, given: Mapping[str, Any], key: str | None) -> str:
         """The id of a live job of one."""

@@ -16,10 +16,18 @@ import pytest
 from asap.types import Record
 from asap_cli.client import JobsClient
 from asap_runtime.datasets import read_records
+from asap_runtime.settings import TelemetrySettings
+from asap_runtime.telemetry import configure_logs
 from fakes import rows
 from live_server import live_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "triples.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The servers of this module outlive a test, and what they log with does not."""
+    configure_logs(TelemetrySettings(log_level="error"))
 
 
 @pytest.fixture(scope="module")

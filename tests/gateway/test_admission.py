@@ -24,13 +24,13 @@ def platform(tmp_path, monkeypatch):
 @pytest.fixture
 def admission(platform):
     """A fresh one counts; the same one remembers its count for a second."""
-    return lambda: Admission(JobLedger(platform.database), LIMITS, retry_after_s=lambda: 7.0)
+    return lambda: Admission(JobLedger(platform.database), LIMITS)
 
 
 def refusal(check):
     with pytest.raises(Overloaded) as caught:
         check()
-    assert caught.value.context["retry_after_s"] == 7.0
+    assert 1 <= caught.value.context["retry_after_s"] <= 300
     return caught.value.problem_code
 
 

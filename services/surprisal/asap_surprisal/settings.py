@@ -18,7 +18,7 @@ class ScorerSettings(Group):
 
     backend: Literal["torch", "vllm"] = "torch"
     model: str = "demo"
-    """Hub name, directory, or the shipped demo scorer. With vllm: what its tokenizer is read from."""
+    """Hub name, directory, or the shipped demo scorer; with vllm only its tokenizer is read."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_batch_tokens: int | Literal["auto"] = "auto"
     """Of one pass; twice as many may wait. `auto`: what speed asks for and free memory allows."""
