@@ -1,9 +1,9 @@
 """Stage 1's speed and price: calls against the ideal, tokens and money of both protocols.
 
 A server in a process of its own answers each call after 200 ms on average. With N slots the ideal
-is N calls per 200 ms; asked by a bare HTTP client, by the chat client alone, and by the whole stage on SQLite and the
-memory queue (claim, two calls and a proof per item, write). Then the recorded replies, where they
-are at hand.
+is N calls per 200 ms; asked by the HTTP library, by the chat client, and by the whole stage on
+SQLite and the memory queue (claim, two calls and a proof per item, write). Then the recorded
+replies, where they are at hand.
 
 python benchmarks/anchor.py [SLOTS ...]
 """
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from asap.proof import prove_reply
 from asap.steps import split_steps
 from asap.types import Record, Triple, Usage
 from asap_anchor.chat import OpenAIChat
+from asap_anchor.measure import measure
 from asap_anchor.settings import AnchorSettings
 from asap_anchor.stage import AnchorStage
 from asap_runtime.host import StageHost, open_database
@@ -44,6 +46,7 @@ SLOTS = (50, 64, 200, 500)
 LATENCY_S = 0.2
 ROUNDS = 60
 """Calls of each slot: the ends of a run, where slots stand idle, weigh little."""
+PROMPT = "word " * 2000
 CHARACTERS_PER_TOKEN = 3.5
 PRICES = Prices(0.27, 1.10, price_cached=0.07)
 """US dollars per million tokens: what a large open model costs at its maker."""
@@ -71,34 +74,39 @@ class Measured:
         )
 
 
-async def bare_http(base_url: str, slots: int) -> Measured:
-    """The HTTP library alone: what this machine and the server can do at this moment."""
-    body = {"messages": [{"role": "user", "content": "word " * 2000}]}
+async def timed(slots: int, call: Callable[[], Awaitable[object]]) -> Measured:
+    """`ROUNDS` calls one after the other in each slot, once the connections are there."""
     waiting = iter(range(slots * ROUNDS))
+
+    async def slot() -> None:
+        for _ in waiting:
+            await call()
+
+    await asyncio.gather(*(call() for _ in range(slots)))
+    wall, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(slot() for _ in range(slots)))
+    return Measured(slots * ROUNDS, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+async def http_library(base_url: str, slots: int) -> Measured:
+    """What this machine and the server can do at this moment."""
+    body = {"messages": [{"role": "user", "content": PROMPT}]}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def one() -> None:
+        async def call() -> None:
             async with session.post(f"{base_url}/chat/completions", json=body) as response:
                 await response.read()
 
-        async def slot() -> None:
-            for _ in waiting:
-                await one()
-
-        await asyncio.gather(*(one() for _ in range(slots)))  # connections
-        wall, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(slot() for _ in range(slots)))
-        return Measured(slots * ROUNDS, time.perf_counter() - wall, time.process_time() - cpu)
+        return await timed(slots, call)
 
 
-async def chat_alone(base_url: str, slots: int) -> Measured:
-    """The client without cache, prompts of a real trace's length."""
-    prompt, sampling = "word " * 2000, Sampling(temperature=2.0, max_tokens=100, seed=1)
-    chat = OpenAIChat(base_url=base_url, api_key="none", model="x", concurrency=slots)
-    await asyncio.gather(*(chat.complete(prompt, sampling) for _ in range(slots)))  # connections
-    wall, cpu, calls = time.perf_counter(), time.process_time(), slots * ROUNDS
-    await asyncio.gather(*(chat.complete(prompt, sampling) for _ in range(calls)))
-    measured = Measured(calls, time.perf_counter() - wall, time.process_time() - cpu)
+async def chat_client(base_url: str, slots: int) -> Measured:
+    """With limits and metrics, without a cache."""
+    sampling = Sampling(temperature=2.0, max_tokens=100, seed=1)
+    chat = OpenAIChat(
+        base_url=base_url, api_key="none", model="x", concurrency=slots, measure=measure
+    )
+    measured = await timed(slots, lambda: chat.complete(PROMPT, sampling))
     await chat.close()
     return measured
 
@@ -159,8 +167,8 @@ def speed(slots: list[int]) -> None:
     rows = []
     with llm_server(LATENCY_S) as base_url:
         for n in slots:
-            rows.append(asyncio.run(bare_http(base_url, n)).row("HTTP library", n))
-            rows.append(asyncio.run(chat_alone(base_url, n)).row("chat client", n))
+            rows.append(asyncio.run(http_library(base_url, n)).row("HTTP library", n))
+            rows.append(asyncio.run(chat_client(base_url, n)).row("chat client", n))
             # A fifth of the stage's slots is kept for live items: so many are left for a job.
             rows.append(asyncio.run(whole_stage(base_url, n, 0.8)).row("whole stage", n))
     show(

@@ -78,7 +78,7 @@ def build_model(directory: Path, window: int) -> Path:
     """The tests' tokenizer and weights that cost next to nothing."""
     build_tiny_model(directory, max_positions=window)
     config = Qwen2Config.from_pretrained(directory)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 16, 16, 1
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 8, 8, 1
     config.num_attention_heads = config.num_key_value_heads = 1
     config.layer_types = config.layer_types[:1]
     Qwen2ForCausalLM(config).save_pretrained(directory)
@@ -100,7 +100,7 @@ async def soak(model: Path, options: argparse.Namespace) -> list[str]:
     started = time.perf_counter()
     figures.memory.append(resident())
     await asyncio.gather(
-        *(caller(stage, todo, figures, options.traces) for _ in range(options.concurrency))
+        *(caller(name, stage, todo, figures, options.traces) for name in range(options.concurrency))
     )
     figures.memory.append(resident())
     seconds = time.perf_counter() - started
@@ -118,7 +118,7 @@ def records(counter: HFTokenCounter, options: argparse.Namespace) -> Iterator[Re
     for i in range(options.traces):
         wanted = SHORTEST * (options.longest / SHORTEST) ** drawn.random()
         chosen: list[str] = []
-        while wanted > 0:
+        while wanted > 0 or len(chosen) < 2:  # a single step is not scored
             at = drawn.randrange(len(steps))
             chosen.append(steps[at])
             wanted -= sizes[at]
@@ -128,10 +128,10 @@ def records(counter: HFTokenCounter, options: argparse.Namespace) -> Iterator[Re
 
 
 async def caller(
-    stage: SurprisalStage, todo: Iterator[Record], figures: Figures, traces: int
+    name: int, stage: SurprisalStage, todo: Iterator[Record], figures: Figures, traces: int
 ) -> None:
     """One after the other, and now and then away before the answer."""
-    drawn, loop = random.Random(id(todo)), asyncio.get_running_loop()
+    drawn, loop = random.Random(name), asyncio.get_running_loop()
     for record in todo:
         call = asyncio.create_task(stage.process(record))
         leaves = drawn.random() < GONE

@@ -11,6 +11,8 @@ from asap.errors import InvalidInput
 __all__ = ["connect"]
 
 CONNECT_S = 10.0
+SILENCE_S = 60.0
+"""Longest wait for anything to come."""
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _DIRECT: dict[str, httpx.BaseTransport | None] = {
     f"all://{f'[{host}]' if ':' in host else host}": None for host in THIS_MACHINE
@@ -29,13 +31,12 @@ class _Bearer(httpx.Auth):
         yield request
 
 
-def connect(server: str, key: str | None = None, *, timeout_s: float = 60.0) -> httpx.Client:
+def connect(server: str, key: str | None = None) -> httpx.Client:
     """An HTTP client of the server at this URL, which it asks for nothing yet.
 
     Args:
         server: http or https.
         key: an API key. Over plain http it goes to this machine only.
-        timeout_s: longest silence.
 
     Raises InvalidInput, and never with the key in it.
     """
@@ -59,7 +60,7 @@ def connect(server: str, key: str | None = None, *, timeout_s: float = 60.0) -> 
     return httpx.Client(
         base_url=url,
         auth=_Bearer(key) if key else None,
-        timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
+        timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
         mounts=_DIRECT,
         follow_redirects=False,
     )

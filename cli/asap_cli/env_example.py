@@ -66,18 +66,20 @@ def env_example() -> str:
 
 
 def _setting(group: type[BaseModel], name: str, prefix: str, schema: dict[str, Any]) -> str:
-    kind, words = _kind(schema["properties"][name]), _docs(group).get(name)
-    comment = _comment(f"{kind}. {words}" if words else f"{kind}.")
+    kind, words = _kind(schema["properties"][name]), _docs(group).get(name, "")
+    comment = _comment(f"{kind}. {words}" if kind else words)
     default = group.model_fields[name].get_default(call_default_factory=True)
     return f"{comment}#{prefix}{name.upper()}={_value(default)}\n"
 
 
 def _kind(shape: dict[str, Any]) -> str:
-    """The type and its bounds in words."""
-    shape = shape.get("anyOf", [shape])[0]  # the second one would be null
-    if "enum" in shape:
-        return " or ".join(shape["enum"])
-    name = "secret" if shape.get("format") == "password" else shape["type"]
+    """The type and its bounds in words; none where the setting's own validator decides."""
+    if "anyOf" in shape:
+        kinds = [_kind(one) for one in shape["anyOf"] if one.get("type") != "null"]
+        return " or ".join(kinds)
+    if "enum" in shape or "const" in shape:
+        return " or ".join(shape.get("enum") or [shape["const"]])
+    name = "secret" if shape.get("format") == "password" else shape.get("type", "")
     bounds = [f"{word} {shape[key]}" for key, word in BOUNDS.items() if key in shape]
     if "minLength" in shape:
         bounds.append(f"at least {shape['minLength']} characters")

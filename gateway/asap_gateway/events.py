@@ -22,7 +22,6 @@ __all__ = ["router"]
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
 PERIOD_S = 0.5
-ENDED = frozenset({"done", "cancelled", "rejected", "expired"})
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
@@ -46,7 +45,7 @@ async def _events(
 ) -> AsyncIterator[ServerSentEvent]:
     started, done_before = time.monotonic(), _finished(job)
     while True:
-        ended = job.phase in ENDED
+        ended = job.finished_at is not None  # an expired job may still have running items
         done = _finished(job)
         key = _key(job)
         if key != seen or ended:
