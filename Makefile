@@ -49,6 +49,9 @@ bench: install-dev  ## all benchmarks, each a table with ratios
 	$(BIN)/python benchmarks/codesplit.py
 	$(BIN)/python benchmarks/scorer.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/upload.py
+	$(BIN)/python benchmarks/anchor.py
 
 clean:  ## remove the environment and what runs leave behind
 	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -126,7 +126,7 @@ def take_all_in(url: str, folder: str) -> list[str]:
     database = Database(open_engine(url))
     finished: list[str] = []
     blobs = BlobStore.in_folder(Path(folder))
-    ingester = Ingester(database, blobs, IntakeLimits(), lambda job, *_: finished.append(job))
+    ingester = Ingester(database, blobs, IntakeLimits(), finished.append)
     _race["start"].wait()
     while ingester.take_in():
         pass

@@ -79,6 +79,7 @@ def open_gateway(settings: AllSettings, host: StageHost) -> Gateway:
         open_blobs(settings),
         knowledge,
         wake=host.wake,
+        precedence=host.precedence,
     )
 
 

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
 
-from asap_runtime.queue import Message, TaskQueue
+from asap_runtime.publisher import Publisher
+from asap_runtime.queue import LIVE, TaskQueue
 from asap_runtime.store import MAX_BATCH, JobStore
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import trace_carrier
@@ -25,7 +26,7 @@ class Finisher:
     """Outcomes of one process's claims, written in the order of their arrival."""
 
     def __init__(self, store: JobStore, sweep: Sweep, queue: TaskQueue) -> None:
-        self._store, self._sweep, self._queue = store, sweep, queue
+        self._store, self._publisher = store, Publisher(sweep, queue)
         self._waiting: deque[tuple[Outcome, asyncio.Future[bool]]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
@@ -57,15 +58,12 @@ class Finisher:
         touched = self._store.finish(outcomes)
         moved = [o for o in outcomes if o.next_stage is not None and o.claim.id in touched]
         moved.sort(key=lambda o: (str(o.next_stage), o.claim.priority))
-        published = []
         for (stage, priority), group in groupby(
             moved, key=lambda o: (str(o.next_stage), o.claim.priority)
         ):
             claims = [outcome.claim for outcome in group]
+            # What finds no room takes its turn with the sweeper: a fast stage fills no queue.
+            room = 0 if priority == LIVE else self._publisher.room(stage)
             due = [claim.due() for claim in claims]
-            ids = tuple(str(item.id) for item in due)
-            carrier = trace_carrier(claims[0].trace)
-            if self._queue.publish(Message(stage, ids, priority, carrier)):
-                published += due
-        self._sweep.mark_published(published)
+            self._publisher.publish(stage, due, room, trace_carrier(claims[0].trace))
         return touched

@@ -13,6 +13,7 @@ from uuid import uuid4
 from asap_runtime.brokers import open_queue
 from asap_runtime.database import Database, open_engine
 from asap_runtime.migrate import upgrade
+from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
 from asap_runtime.settings import RuntimeSettings
 from asap_runtime.stage import RunnerLimits, Stage, StageRunner
@@ -55,6 +56,7 @@ class StageHost:
     ) -> None:
         self.database, self.queue, self.stages = database, queue, tuple(stages)
         self.phase: Literal["starting", "running", "draining"] = "starting"
+        self.precedence = Precedence()
         self._chores, self._limits = chores, limits
         self._store, self._sweep = JobStore(database), Sweep(database)
         self._sweeper = Sweeper(self._sweep, queue, STAGE_NAMES, period_s=sweep_period_s)
@@ -100,7 +102,13 @@ class StageHost:
 
     def _runner(self, stage: Stage) -> StageRunner:
         return StageRunner(
-            stage, self._store, self._sweep, self.queue, owner=self._owner, limits=self._limits
+            stage,
+            self._store,
+            self._sweep,
+            self.queue,
+            owner=self._owner,
+            limits=self._limits,
+            precedence=self.precedence,
         )
 
 

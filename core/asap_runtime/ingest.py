@@ -110,7 +110,7 @@ class Ingester:
     """Takes in what waits, in threads, while its block runs.
 
     Args:
-        announce: called with a job's id, its first stage and its priority once it is whole.
+        on_taken_in: called with the id of a job that has become whole.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class Ingester:
         database: Database,
         blobs: BlobStore,
         limits: IntakeLimits,
-        announce: Callable[[str, str, int], None],
+        on_taken_in: Callable[[str], None],
         *,
         lease_s: float = LEASE_S,
         poll_s: float = POLL_S,
     ) -> None:
         self._takings, self._ledger = Takings(database, lease_s=lease_s), JobLedger(database)
-        self._blobs, self._limits, self._announce = blobs, limits, announce
+        self._blobs, self._limits, self._on_taken_in = blobs, limits, on_taken_in
         self._poll_s, self._tidy_at = poll_s, 0.0
         self._bell, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -218,9 +218,7 @@ class Ingester:
                 self._add(taking, new, self._limits)
         if not self._takings.finish(taking):
             return
-        stages = get_method(config.method).stages
-        if stages and isinstance(taking.source, StoredLines):
-            self._announce(taking.job_id, stages[0], taking.priority)
+        self._on_taken_in(taking.job_id)
         self._log.info(
             "intake.finished", job_id=taking.job_id, items=taking.items, bad_lines=taking.bad
         )

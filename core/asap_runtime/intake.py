@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, null, sele
 from asap.errors import InvalidInput
 from asap_runtime.database import Database, after, now
 from asap_runtime.tables import idempotency, items, jobs
-from asap_runtime.values import ItemProblem, NewItem, pack
+from asap_runtime.values import Due, ItemProblem, NewItem, pack
 
 __all__ = ["LEASE_S", "REPORTED_LINES", "JobIntake", "Source", "in_batches", "takes_items"]
 
@@ -89,29 +89,46 @@ class JobIntake:
         transaction: a request that dies afterwards has left a trace that its repetition finds.
         The cap is in millionths of a US dollar.
         """
-        job_id = uuid4().hex
-        row = {
-            "id": job_id,
-            "tenant": tenant,
-            "kind": kind,
-            "config": json.dumps(dict(config)),
-            "priority": priority,
-            "trace": trace,
+        row = _job_row(tenant, kind, config, priority, trace) | {
             "webhook": webhook,
             "cost_cap": cost_cap,
             "source": None if source is None else source_to_json(source),
-            "created_at": now(),
             "expires_at": null() if expires_in_s is None else after(expires_in_s),
         }
         with self._database.write() as connection:
-            connection.execute(insert(jobs).values(row))
-            if idempotency_key is not None:
-                connection.execute(
-                    update(idempotency)
-                    .where(idempotency.c.tenant == tenant, idempotency.c.key == idempotency_key)
-                    .values(job_id=job_id)
-                )
-        return job_id
+            return _insert_job(connection, row, idempotency_key)
+
+    def create_single(
+        self,
+        tenant: str,
+        kind: str,
+        config: Mapping[str, JsonValue],
+        priority: int,
+        item: NewItem,
+        *,
+        idempotency_key: str | None = None,
+        trace: str | None = None,
+    ) -> tuple[str, Due]:
+        """A whole job of one item, in one transaction: its id, and what a message names.
+
+        The item is booked as published: the caller publishes it now, or withdraws it.
+        """
+        payload = None if item.payload is None else pack(item.payload)
+        row = _job_row(tenant, kind, config, priority, trace) | {"ingested_at": now()}
+        ended = item.stage is None or item.problem is not None
+        with self._database.write() as connection:
+            job_id = _insert_job(connection, row, idempotency_key)
+            one = _row(0, item) | {
+                "job_id": job_id,
+                "tenant": tenant,
+                "priority": priority,
+                "payload": payload,
+                "published_at": null() if ended else now(),
+                "finished_at": now() if ended else null(),
+            }
+            item_id = connection.execute(insert(items).values(one)).inserted_primary_key
+        assert item_id is not None
+        return job_id, Due(item_id[0], priority, 0)
 
     def add_items(self, job_id: str, new: Iterable[NewItem]) -> int:
         """Append items in input order, in batches of their own transaction; how many.
@@ -206,6 +223,31 @@ def takes_items() -> ColumnElement[bool]:
     return and_(
         jobs.c.ingested_at.is_(None), jobs.c.rejected_at.is_(None), jobs.c.cancelled_at.is_(None)
     )
+
+
+def _job_row(
+    tenant: str, kind: str, config: Mapping[str, JsonValue], priority: int, trace: str | None
+) -> dict[str, object]:
+    return {
+        "id": uuid4().hex,
+        "tenant": tenant,
+        "kind": kind,
+        "config": json.dumps(dict(config)),
+        "priority": priority,
+        "trace": trace,
+        "created_at": now(),
+    }
+
+
+def _insert_job(connection: Connection, row: Mapping[str, object], key: str | None) -> str:
+    connection.execute(insert(jobs).values(row))
+    if key is not None:
+        connection.execute(
+            update(idempotency)
+            .where(idempotency.c.tenant == row["tenant"], idempotency.c.key == key)
+            .values(job_id=row["id"])
+        )
+    return str(row["id"])
 
 
 def _open_job(connection: Connection, job_id: str, lease: int | None) -> tuple[str, int]:

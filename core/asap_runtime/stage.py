@@ -19,6 +19,7 @@ from asap.errors import AsapError
 from asap.methods import get_method
 from asap.types import Record
 from asap_runtime.finisher import Finisher
+from asap_runtime.precedence import Precedence
 from asap_runtime.problems import item_problem
 from asap_runtime.queue import LIVE, Message, TaskQueue
 from asap_runtime.spending import Spending, charged_to
@@ -107,7 +108,9 @@ class StageRunner:
         *,
         owner: str,
         limits: RunnerLimits | None = None,
+        precedence: Precedence | None = None,
     ) -> None:
+        self._precedence = precedence or Precedence()
         self._stage, self._store, self._queue, self._owner = stage, store, queue, owner
         self._finisher = Finisher(store, sweep, queue)
         self._limits = limits or RunnerLimits()
@@ -116,30 +119,36 @@ class StageRunner:
         self._live = asyncio.Semaphore(reserved)
         self._batch = asyncio.Semaphore(max(1, stage.concurrency - reserved))
         self._claimed = 0
-        self._room = asyncio.Condition()
+        self._freed = asyncio.Event()
         self._log = get_logger()
 
     async def run(self, message: Message) -> None:
         """Claim what of the message is still due, and run it; the rest needs nothing."""
-        async with self._room:
-            # Items that only wait here are items that no other worker can take.
-            await self._room.wait_for(
-                lambda: message.priority == LIVE or self._claimed < self._stage.concurrency
-            )
-            self._claimed += len(message.item_ids)
+        # Items that only wait here are items that no other worker can take.
+        while message.priority != LIVE and self._claimed >= self._stage.concurrency:
+            self._freed.clear()
+            await self._freed.wait()
+        named = len(message.item_ids)
+        self._claimed += named
+        claims: Sequence[Claimed] = ()
         try:
-            await self._claim_and_run(message)
+            claims = await self._claim(message)
         finally:
-            async with self._room:
-                self._claimed -= len(message.item_ids)
-                self._room.notify_all()
+            self._free(named - len(claims))
+        await self._run_claims(claims, message.trace)
 
-    async def _claim_and_run(self, message: Message) -> None:
+    async def _claim(self, message: Message) -> Sequence[Claimed]:
         ids = [int(item_id) for item_id in message.item_ids if item_id.isdecimal()]
-        claims = await asyncio.to_thread(
+        if message.priority != LIVE:
+            await self._precedence.give_way()
+        return await asyncio.to_thread(
             self._store.claim, ids, self._stage.name, self._owner, self._limits.lease_s
         )
-        await self._run_claims(claims, message.trace)
+
+    def _free(self, items: int) -> None:
+        """So many items have ended, or were never this worker's: the next message may be taken."""
+        self._claimed -= items
+        self._freed.set()
 
     async def poll(self, period_s: float) -> None:
         """Claim without messages while the broker is away, until cancelled."""
@@ -159,6 +168,7 @@ class StageRunner:
             except AsapError as error:  # the database is away as well
                 self._log.warning("poll.failed", code=error.problem_code)
                 continue
+            self._claimed += len(claims)
             await self._run_claims(claims, {})
 
     async def _run_claims(self, claims: Sequence[Claimed], trace: dict[str, str]) -> None:
@@ -169,6 +179,8 @@ class StageRunner:
             claim.id: asyncio.create_task(self._run_one(claim, trace, spent[claim.id]))
             for claim in claims
         }
+        for task in running.values():
+            task.add_done_callback(lambda _: self._free(1))
         alive = asyncio.create_task(self._keep_alive(claims, running))
         try:
             await asyncio.wait(running.values())
@@ -225,8 +237,7 @@ class StageRunner:
             bound_contextvars(job_id=job_id, item_id=claim.id, stage=name, attempt=attempt),
         ):
             annotate(queue_s=claim.waited_s)
-            async with self._live if claim.priority == LIVE else self._batch:
-                outcome = await self._begin(claim, spent)
+            outcome = await self._in_turn(claim, spent)
             outcome = replace(outcome, cost=spent.take())
             try:
                 saved = await self._finisher.save(outcome)
@@ -242,6 +253,16 @@ class StageRunner:
             self._log.info(
                 "item.left_stage", outcome=outcome.kind, saved=saved, seconds=round(seconds, 3)
             )
+
+    async def _in_turn(self, claim: Claimed, spent: Spending) -> Outcome:
+        """Process the item in a slot of its kind; a live one has the processor first, too."""
+        if claim.priority == LIVE:
+            with self._precedence.live():
+                async with self._live:
+                    return await self._begin(claim, spent)
+        async with self._batch:
+            await self._precedence.give_way()
+            return await self._begin(claim, spent)
 
     async def _begin(self, claim: Claimed, spent: Spending) -> Outcome:
         """Process the item, unless its job's money was spent while it waited for a slot."""

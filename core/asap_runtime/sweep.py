@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from asap_runtime.database import SECOND, Database, after, now
-from asap_runtime.store import CLAIMABLE, PAID_STAGES, has_status, in_turn, is_still
+from asap_runtime.store import PAID_STAGES, has_status, in_turn, is_still
 from asap_runtime.tables import OPEN, deliveries, items, jobs
 from asap_runtime.values import Due, ItemProblem
 
@@ -84,24 +84,14 @@ class Sweep:
         """Enter before sweeping: True for one sweeper at a time, False for the others."""
         return self._database.sweeping()
 
-    def due(self, stage: str, limit: int, *, job_id: str | None = None) -> list[Due]:
-        """Items to publish, in claim order: due and unpublished, or published and forgotten.
-
-        With `job_id` those of one job only, for a request that must not wait for the next sweep.
-        """
+    def due(self, stage: str, limit: int) -> list[Due]:
+        """Items to publish, in claim order: due and unpublished, or published and forgotten."""
         forgotten = items.c.published_at < after(-REPUBLISH_S)
         query = select(items.c.id, items.c.priority, items.c.fence).where(
             or_(items.c.published_at.is_(None), forgotten)
         )
         with self._database.read() as connection:
-            if job_id is None:
-                rows = in_turn(connection, query, stage, limit)
-            else:
-                of_job = query.where(
-                    items.c.job_id == job_id, items.c.stage == stage, is_still("queued"), CLAIMABLE
-                )
-                rows = list(connection.execute(of_job.order_by(items.c.position).limit(limit)))
-            return [Due(**row._mapping) for row in rows]
+            return [Due(**row._mapping) for row in in_turn(connection, query, stage, limit)]
 
     def mark_published(self, published: Sequence[Due]) -> None:
         """Remember that a message names them; items that moved on since are left alone."""
@@ -119,6 +109,15 @@ class Sweep:
         rows = [{"b_id": due.id, "b_fence": due.fence} for due in published]
         with self._database.write() as connection:
             connection.execute(statement, sorted(rows, key=lambda row: row["b_id"]))
+
+    def withdraw(self, due: Due) -> None:
+        """It was booked as published, but no message names it."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(items)
+                .where(items.c.id == due.id, items.c.fence == due.fence, is_still("queued"))
+                .values(published_at=null())
+            )
 
     def expire_leases(self, limit: int, max_lease_losses: int = 3) -> Expired:
         """Queue items whose worker is silent; fail those that lost it `max_lease_losses` times."""

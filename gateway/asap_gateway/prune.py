@@ -37,10 +37,12 @@ async def prune(
 ) -> Response:
     """Prune one triple. 200 with the record within `wait_s`, else 202 and the job's Location."""
     tenant = caller.tenant
-    job_id = await asyncio.to_thread(
-        gateway.submissions.prune, tenant, body.triple, body.config, idempotency_key(request)
-    )
-    outcome = await gateway.waits.result(tenant, job_id, body.wait_s)
+    key = idempotency_key(request)
+    with gateway.precedence.live():
+        job_id = await asyncio.to_thread(
+            gateway.submissions.prune, tenant, body.triple, body.config, key
+        )
+        outcome = await gateway.waits.result(tenant, job_id, body.wait_s)
     job = {"Location": request.url_for("get_job", job_id=job_id).path}
     if outcome is None:
         view = await asyncio.to_thread(gateway.job, tenant, job_id)

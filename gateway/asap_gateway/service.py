@@ -21,6 +21,7 @@ from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
 from asap_runtime.migrate import at_head
+from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
 from asap_runtime.tables import ItemStatus
 
@@ -42,8 +43,10 @@ class Gateway:
         knowledge: ServerKnowledge = NOTHING_KNOWN,
         *,
         wake: Callable[[], None] = lambda: None,
+        precedence: Precedence | None = None,
     ) -> None:
         self.queue, self.limits = queue, limits
+        self.precedence = precedence or Precedence()
         self.submissions = Submissions(database, queue, limits, blobs, knowledge, wake)
         self.idempotency, self.audit = IdempotencyKeys(database), AuditTrail(database)
         self._database, self._ledger = database, JobLedger(database)

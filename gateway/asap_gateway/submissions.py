@@ -14,7 +14,6 @@ from typing import Any, Final
 from asap.config import PruneConfig
 from asap.errors import AsapError, InvalidInput
 from asap.estimate import Prices
-from asap.methods import get_method
 from asap.ports import TokenCounter
 from asap.types import Triple
 from asap_gateway.admission import Admission
@@ -28,11 +27,11 @@ from asap_runtime.datasets import ENDINGS, ending_of
 from asap_runtime.ingest import Ingester, detect, new_item, stored_triples
 from asap_runtime.intake import JobIntake, Source, StoredLines, StoredScores
 from asap_runtime.ledger import JobLedger
-from asap_runtime.queue import BACKGROUND, BATCH, LIVE, MAX_ITEMS, Message, TaskQueue
+from asap_runtime.queue import BACKGROUND, BATCH, LIVE, Message, TaskQueue
 from asap_runtime.rebudgeting import ended_job, rebudgeted_values
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import span, trace_context, trace_parent
-from asap_runtime.values import NewItem, micro_usd
+from asap_runtime.values import micro_usd
 from asap_runtime.webhooks import WebhookSettings, check_url
 
 __all__ = ["ServerKnowledge", "Submissions"]
@@ -57,7 +56,7 @@ class Submissions:
     """Takes jobs in. Blocking. What is stored first, its `ingester` takes in.
 
     Args:
-        wake: called after new items are in the database.
+        wake: called after new items are in the database; the sweeper publishes them in turn.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Submissions:
         wake: Callable[[], None],
     ) -> None:
         self.blobs = blobs
-        self.ingester = Ingester(database, blobs, limits.intake(), self._announce)
+        self.ingester = Ingester(database, blobs, limits.intake(), lambda job_id: wake())
         self._queue, self._limits, self._knowledge, self._wake = queue, limits, knowledge, wake
         self._intake, self._ledger = JobIntake(database), JobLedger(database)
         self._sweep = Sweep(database)
@@ -81,15 +80,20 @@ class Submissions:
         config = read_config(given, self._knowledge.defaults)
         _check(triple, "/triple")
         with span("prune"):
-            job_id = self._intake.create_job(
+            item = new_item(1, triple, config)
+            job_id, due = self._intake.create_single(
                 tenant,
                 "prune",
                 config.model_dump(mode="json"),
                 LIVE,
+                item,
                 idempotency_key=key,
                 trace=trace_parent(),
             )
-            self._fill(job_id, [new_item(1, triple, config)], config, LIVE)
+            if item.stage is not None:
+                message = Message(item.stage, (str(due.id),), LIVE, trace_context())
+                if not self._queue.publish(message):
+                    self._sweep.withdraw(due)
         return job_id
 
     def submit(self, tenant: str, request: JobRequest, key: str | None) -> str:
@@ -110,7 +114,9 @@ class Submissions:
         with span("submit", items=len(triples)):
             job_id = self._create(tenant, config, request, key)
             items = (new_item(line, triple, config) for line, triple in enumerate(triples, start=1))
-            self._fill(job_id, items, config, PRIORITIES[request.priority])
+            self._intake.add_items(job_id, items)
+            self._intake.mark_ingested(job_id)
+        self._wake()
         return job_id
 
     def submit_stored(
@@ -217,22 +223,6 @@ class Submissions:
             cost_cap=None if cap is None else micro_usd(cap),
             source=source,
         )
-
-    def _fill(
-        self, job_id: str, items: Iterable[NewItem], config: PruneConfig, priority: int
-    ) -> None:
-        self._intake.add_items(job_id, items)
-        self._intake.mark_ingested(job_id)
-        stages = get_method(config.method).stages
-        if stages:
-            self._announce(job_id, stages[0], priority)
-
-    def _announce(self, job_id: str, stage: str, priority: int) -> None:
-        due = self._sweep.due(stage, MAX_ITEMS, job_id=job_id)
-        ids = tuple(str(item.id) for item in due)
-        if ids and self._queue.publish(Message(stage, ids, priority, trace_context())):
-            self._sweep.mark_published(due)
-        self._wake()
 
 
 def _check_all(triples: Sequence[Triple]) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "openai", "pyarrow", "datasets", "numpy", "vllm")
+HEAVY = ("torch", "transformers", "aiohttp", "pyarrow", "datasets", "numpy", "vllm")
 
 
 @pytest.mark.parametrize(

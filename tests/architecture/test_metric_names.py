@@ -16,7 +16,9 @@ SOURCES = [
     for folder in ("core", "gateway", "services", "cli")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 ]
-BOUNDED = {"stage", "outcome", "status", "part", "op", "route", "model", "direction", "reason"}
+BOUNDED = {
+    "stage", "outcome", "status", "part", "op", "route", "model", "direction", "reason", "upstream"
+}  # fmt: skip
 UNITS = ("_seconds", "_tokens", "_rows", "_attempts")
 METRICS = {
     name: value

@@ -54,7 +54,7 @@ def announced():
 
 @pytest.fixture
 def ingester(platform, blobs, announced):
-    return Ingester(platform.database, blobs, IntakeLimits(), lambda *what: announced.append(what))
+    return Ingester(platform.database, blobs, IntakeLimits(), announced.append)
 
 
 def lines(count, start=1):
@@ -75,7 +75,7 @@ def test_a_stored_file_becomes_items_and_is_deleted(platform, blobs, stored, ing
     assert not ingester.take_in()
     assert taken(platform, job) == list(range(1, 1201))
     assert platform.phase(job) == "queued"
-    assert announced == [(job, "anchor", 5)]
+    assert announced == [job]
     assert list(blobs.uploads()) == []
     [claim] = platform.claim(1, "anchor")
     assert json.loads(claim.payload)["triple"]["id"] == "1"
@@ -87,7 +87,7 @@ def test_without_a_stage_the_items_are_results_at_once(platform, stored, ingeste
     assert [json.loads(r.payload)["pruned_cot"] for r in platform.results(job)] == [
         TRIPLE["cot"], TRIPLE["cot"]
     ]  # fmt: skip
-    assert announced == []
+    assert announced == [job]
 
 
 def test_a_data_set_stays(blobs, stored, ingester):
@@ -228,7 +228,7 @@ def interrupted(platform, blobs, announced):
             platform.database,
             Interrupted(blobs, event),
             IntakeLimits(),
-            lambda *what: announced.append(what),
+            announced.append,
         )
 
     return make
@@ -372,7 +372,7 @@ def test_running_it_takes_in_what_comes(platform, stored, ingester, announced):
         deadline = time.monotonic() + 30
         while len(announced) < 3 and time.monotonic() < deadline:
             time.sleep(PAUSE_S)
-    assert {job for job, _, _ in announced} == set(jobs)
+    assert set(announced) == set(jobs)
 
 
 def test_the_schema_is_that_of_the_first_lines(blobs):

@@ -46,7 +46,9 @@ class ScoringStage:
     name, concurrency = "surprisal", 8
 
     def __init__(self):
-        self.scorer = BatchingScorer(TableScorer(self._score), max_batch_tokens=1000)
+        self.scorer = BatchingScorer(
+            TableScorer(self._score), max_batch_tokens=1000, max_text_tokens=1000
+        )
 
     @staticmethod
     def _score(steps):
@@ -115,7 +117,7 @@ async def platform(tmp_path, monkeypatch):
 
         app.add_api_route("/defect", break_the_gateway)
         app.add_middleware(HttpMetrics)
-        score = score_endpoint(lambda: scoring.scorer, ScorerSettings(max_batch_tokens=1000))
+        score = score_endpoint(lambda: scoring.scorer, ScorerSettings())
         worker = worker_app(host, [Route("/score", score, methods=["POST"])])
         clients = []
         for served in (app, worker):

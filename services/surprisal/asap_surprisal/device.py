@@ -91,7 +91,7 @@ class WatchedScorer:
         if not self._failed and (works or now - self._worked_at < FRESH_S):
             return
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._score_probe())
+            self._probe = asyncio.create_task(self.score_prepared([self.prepare(PROBE)]))
         await asyncio.wait({self._probe}, timeout=PROBE_S)
         if not self._probe.done():
             raise CapacityError(f"the device gave no answer in {PROBE_S:.0f} s", code="not-ready")
@@ -102,9 +102,6 @@ class WatchedScorer:
             raise CapacityError(detail, code="not-ready") from error
         if scores.scores[PROBE.scores[0]] == (None,):
             raise CapacityError("the device computes no finite number", code="not-ready")
-
-    async def _score_probe(self) -> list[StepScores]:
-        return await self.score_prepared([await asyncio.to_thread(self.prepare, PROBE)])
 
     async def close(self) -> None:
         """End a check that still runs."""

@@ -22,7 +22,7 @@ from asap_surprisal.settings import ScorerSettings
 from fakes import TableScorer, count_words
 
 ONE = {"question": "How many?", "steps": ["one two", "three"]}
-SETTINGS = ScorerSettings(max_batch_tokens=50, max_body_bytes=2048, max_requests=3)
+SETTINGS = ScorerSettings(max_body_bytes=2048, max_requests=3)
 
 
 class Gated(TableScorer):
@@ -32,8 +32,10 @@ class Gated(TableScorer):
         super().__init__(lambda steps: [float(len(step)) for step in steps])
         self.gate = asyncio.Event()
         self.gate.set()
+        self.batches = 0
 
     async def score(self, requests):
+        self.batches += 1
         await self.gate.wait()
         return await super().score(requests)
 
@@ -48,6 +50,16 @@ class Door:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.http.post("/score", content=content)
 
+    async def occupy(self, *names):
+        """The calls of two callers, whose batches the scorer now holds."""
+        self.behind.gate.clear()
+        calls = []
+        for name in names:
+            calls.append(asyncio.create_task(self.post(words(20, name))))
+            while self.behind.batches < len(calls):  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0.01)
+        return calls
+
     async def waiting(self, tokens):
         for _ in range(500):
             if self.batching.waiting_tokens == tokens:
@@ -59,7 +71,7 @@ class Door:
 @pytest.fixture
 async def door():
     behind = Gated()
-    batching = BatchingScorer(behind, max_batch_tokens=SETTINGS.max_batch_tokens)
+    batching = BatchingScorer(behind, max_batch_tokens=50, max_text_tokens=50)
     batching.start()
     endpoint = score_endpoint(lambda: batching, SETTINGS)
     app = Starlette(routes=[Route("/score", endpoint, methods=["POST"])])
@@ -164,10 +176,7 @@ async def test_a_body_that_streams_for_ever_is_refused_at_the_limit(door):
 
 
 async def test_a_full_queue_says_when_to_come_again(door):
-    door.behind.gate.clear()
-    calls = [asyncio.create_task(door.post(words(50)))]
-    await asyncio.sleep(0.1)
-    await door.waiting(0)
+    calls = await door.occupy("a", "b")
     calls.append(asyncio.create_task(door.post([words(40), words(40)])))
     await door.waiting(80)
     calls.append(asyncio.create_task(door.post(words(50))))
@@ -177,15 +186,12 @@ async def test_a_full_queue_says_when_to_come_again(door):
     assert 1 <= answer.json()["retry_after_s"] <= 360
     assert int(answer.headers["retry-after"]) >= 1
     door.behind.gate.set()
-    assert [answer.status_code for answer in await asyncio.gather(*calls)] == [200] * 3
+    assert [answer.status_code for answer in await asyncio.gather(*calls)] == [200] * 4
     assert (await door.post(words(10))).status_code == 200
 
 
 async def test_who_hangs_up_leaves_the_queue(door):
-    door.behind.gate.clear()
-    stays = asyncio.create_task(door.post(words(20, "stays")))
-    await asyncio.sleep(0.1)
-    await door.waiting(0)
+    stay = await door.occupy("stays", "stays too")
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
     body = json.dumps(words(30, "goes")).encode()
     head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -194,8 +200,8 @@ async def test_who_hangs_up_leaves_the_queue(door):
     writer.close()
     await door.waiting(0)
     door.behind.gate.set()
-    assert (await stays).status_code == 200
-    assert [request.question for request in door.behind.requests] == ["stays"]
+    assert [answer.status_code for answer in await asyncio.gather(*stay)] == [200, 200]
+    assert [request.question for request in door.behind.requests] == ["stays", "stays too"]
 
 
 async def test_a_worker_that_loads_or_drains_says_so(door):
@@ -209,15 +215,12 @@ async def test_a_worker_that_loads_or_drains_says_so(door):
         answer = await client.post("/score", json=ONE)
     assert problem(answer) == (503, "not-ready")
     assert (answer.json()["title"], answer.headers["retry-after"]) == ("Not ready", "5")
-    door.behind.gate.clear()
-    call = asyncio.create_task(door.post(words(20)))
-    await asyncio.sleep(0.1)
-    call_2 = asyncio.create_task(door.post(words(30)))
+    calls = await door.occupy("a", "b")
+    calls.append(asyncio.create_task(door.post(words(30))))
     await door.waiting(30)
     await door.batching.stop()
-    assert problem(await call_2) == (503, "not-ready")
-    door.behind.gate.set()
-    assert (await call).status_code == 503
+    for answer in await asyncio.gather(*calls):
+        assert problem(answer) == (503, "not-ready")
 
 
 async def test_a_gateway_can_take_the_handler_as_a_route_of_its_own(door):

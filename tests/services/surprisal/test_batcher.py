@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from hypothesis import given
@@ -19,10 +20,16 @@ class Slow(TableScorer):
         super().__init__(lambda steps: [1.0] * len(steps))
         self.batches = []
         self.gate = asyncio.Event()
+        self.turns = self.now = self.most = 0
 
     async def score(self, requests):
-        self.batches.append(list(requests))
+        self.batches.append([request.question for request in requests])
+        self.now += 1
+        self.most = max(self.most, self.now)
         await self.gate.wait()
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        self.now -= 1
         return await super().score(requests)
 
 
@@ -31,124 +38,134 @@ def request(words, name="q"):
     return ScoreRequest(name, ("w " * (words - 2),), ("first_token_surprisal",))
 
 
-async def opened(budget):
+async def opened(budget, **options):
     scorer = Slow()
-    batching = BatchingScorer(scorer, max_batch_tokens=budget)
+    batching = BatchingScorer(scorer, max_batch_tokens=budget, **options)
     batching.start()
     return scorer, batching
 
 
 async def settle():
-    for _ in range(50):
+    for _ in range(30):
         await asyncio.sleep(0.001)
 
 
-async def test_what_waits_while_the_device_works_becomes_the_next_batch():
+async def come(batching, *sizes):
+    """Callers by number, each of whom is where it waits before the next one comes."""
+    calls = []
+    for i, size in enumerate(sizes):
+        calls.append(asyncio.create_task(batching.score([request(size, str(i))])))
+        await settle()
+    return calls
+
+
+async def test_two_batches_are_with_the_scorer_and_the_rest_becomes_the_next_one():
     scorer, batching = await opened(100)
-    calls = [asyncio.create_task(batching.score([request(10, str(i))])) for i in range(6)]
-    await settle()
-    first = len(scorer.batches[0])
+    calls = await come(batching, *[10] * 6)
+    assert scorer.batches == [["0"], ["1"]]
+    assert batching.waiting_tokens == 40
     scorer.gate.set()
-    done = await asyncio.gather(*calls)
-    assert [len(scores) for scores in done] == [1] * 6
-    assert sum(map(len, scorer.batches)) == 6
-    assert len(scorer.batches) <= 7 - first
+    assert [len(scores) for scores in await asyncio.gather(*calls)] == [1] * 6
+    assert scorer.batches == [["0"], ["1"], ["2", "3", "4", "5"]]
     await batching.stop()
 
 
 async def test_an_entry_that_does_not_fit_waits_and_is_not_overtaken():
     scorer, batching = await opened(25)
-    sizes = (10, 20, 5, 5, 40, 3)
-    calls = []
-    for i, size in enumerate(sizes):
-        calls.append(asyncio.create_task(batching.score([request(size, str(i))])))
-        await settle()
+    calls = await come(batching, 10, 20, 5, 5, 40, 3)
     scorer.gate.set()
     await asyncio.gather(*calls)
-    order = [int(r.question) for batch in scorer.batches for r in batch]
-    assert order == [0, 1, 2, 3, 4, 5]
-    assert [[int(r.question) for r in batch] for batch in scorer.batches] == [
-        [0],
-        [1, 2],
-        [3],
-        [4],
-        [5],
-    ]
+    assert scorer.batches == [["0"], ["1"], ["2", "3"], ["4"], ["5"]]
     await batching.stop()
 
 
 async def test_a_cancelled_caller_leaves_the_queue():
     scorer, batching = await opened(10)
-    calls = [asyncio.create_task(batching.score([request(9, str(i))])) for i in range(3)]
-    await settle()
-    calls[1].cancel()
+    calls = await come(batching, 9, 9, 9, 9)
+    assert batching.waiting_tokens == 18
+    calls[2].cancel()
     await settle()
     assert batching.waiting_tokens == 9
     scorer.gate.set()
-    await asyncio.gather(calls[0], calls[2])
-    assert [r.question for batch in scorer.batches for r in batch] == ["0", "2"]
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert scorer.batches == [["0"], ["1"], ["3"]]
     await batching.stop()
 
 
-async def test_an_error_of_the_device_reaches_every_caller_of_the_batch_and_the_next_batch_runs():
-    class Full(TableScorer):
-        calls = 0
-
+async def test_an_error_reaches_every_caller_of_the_batch_and_the_next_batch_runs():
+    class Broken(Slow):
         async def score(self, requests):
-            self.calls += 1
-            if self.calls == 1:
-                raise CapacityError("full")
-            return await super().score(requests)
+            scores = await super().score(requests)
+            if len(requests) > 1:
+                raise RuntimeError("planted")
+            return scores
 
-    batching = BatchingScorer(Full(lambda steps: [1.0]), max_batch_tokens=100)
+    scorer = Broken()
+    batching = BatchingScorer(scorer, max_batch_tokens=100)
     batching.start()
-    with pytest.raises(CapacityError):
-        await batching.score([request(5)])
+    calls = await come(batching, 5, 5, 5, 5)
+    scorer.gate.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [list, list, RuntimeError, RuntimeError]
     assert len(await batching.score([request(5)])) == 1
+    await batching.stop()
+
+
+async def test_a_lack_of_memory_is_told_to_those_alone_who_cause_it():
+    class Full(Slow):
+        async def score(self, requests):
+            scores = await super().score(requests)
+            if any(request.question == "3" for request in requests):
+                raise CapacityError("full")
+            return scores
+
+    scorer = Full()
+    batching = BatchingScorer(scorer, max_batch_tokens=100)
+    batching.start()
+    calls = await come(batching, *[5] * 5)
+    scorer.gate.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [list, list, list, CapacityError, list]
+    assert scorer.batches[2:] == [["2", "3", "4"], ["2"], ["3"], ["4"]]
     await batching.stop()
 
 
 async def test_stopping_cancels_those_who_wait():
     _, batching = await opened(10)
-    calls = [asyncio.create_task(batching.score([request(9)])) for _ in range(3)]
-    await settle()
-    await batching.stop()  # one is on the device
+    calls = await come(batching, 9, 9, 9)  # two are on the device
+    await batching.stop()
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
 
 async def test_who_comes_after_the_end_is_cancelled_too():
     scorer, batching = await opened(10)
-    calls = [asyncio.create_task(batching.score([request(9)])) for _ in range(6)]
-    await settle()
-    assert batching.waiting_tokens == 18  # one is on the device, two wait inside, three outside
+    calls = await come(batching, *[9] * 6)
+    assert batching.waiting_tokens == 18  # two are on the device, two wait inside, two outside
     await batching.stop()
     calls += [asyncio.create_task(batching.score_or_refuse([request(9)]))]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 7
-    assert (batching.waiting_tokens, len(scorer.batches)) == (0, 1)
+    assert (batching.waiting_tokens, len(scorer.batches)) == (0, 2)
 
 
 async def test_a_full_queue_keeps_stages_at_the_door_and_lets_them_in_by_turns():
     scorer, batching = await opened(10)
-    calls = [asyncio.create_task(batching.score([request(6, str(i))])) for i in range(8)]
-    await settle()
+    calls = await come(batching, *[6] * 8)
     assert batching.waiting_tokens == 18
     calls[5].cancel()  # one of those outside
     scorer.gate.set()
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [i for i, result in enumerate(results) if isinstance(result, BaseException)] == [5]
-    order = [int(r.question) for batch in scorer.batches for r in batch]
-    assert order == [0, 1, 2, 3, 4, 6, 7]
+    assert scorer.batches == [["0"], ["1"], ["2"], ["3"], ["4"], ["6"], ["7"]]
     assert batching.waiting_tokens == 0
     await batching.stop()
 
 
 async def test_who_can_come_back_is_refused_while_the_queue_is_full():
     scorer, batching = await opened(10)
-    calls = [asyncio.create_task(batching.score([request(9, str(i))])) for i in range(3)]
-    await settle()
-    calls.append(asyncio.create_task(batching.score_or_refuse([request(9, "3")])))
+    calls = await come(batching, 9, 9, 9, 9)
+    calls.append(asyncio.create_task(batching.score_or_refuse([request(9, "4")])))
     await settle()
     assert batching.waiting_tokens == 27
     with pytest.raises(Overloaded) as refused:
@@ -160,9 +177,9 @@ async def test_who_can_come_back_is_refused_while_the_queue_is_full():
     await batching.stop()
 
 
-@pytest.mark.parametrize("sizes", [(11,), (3, 11), (8, 8, 8)])
+@pytest.mark.parametrize("sizes", [(16,), (3, 16), (8, 8, 8)])
 async def test_what_the_queue_would_never_take_is_refused_as_too_long(sizes):
-    scorer, batching = await opened(10)
+    scorer, batching = await opened(10, max_text_tokens=15)
     with pytest.raises(InvalidInput) as refused:
         await batching.score_or_refuse([request(size) for size in sizes])
     assert refused.value.problem_code == "text-too-long"
@@ -170,32 +187,85 @@ async def test_what_the_queue_would_never_take_is_refused_as_too_long(sizes):
     await batching.stop()
 
 
+@pytest.mark.parametrize(("longest", "size"), [(15, 15), (None, 1000)])
+async def test_a_text_longer_than_a_batch_is_taken_where_the_scorer_can_hold_it(longest, size):
+    scorer, batching = await opened(10, max_text_tokens=longest)
+    scorer.gate.set()
+    assert len(await batching.score_or_refuse([request(size)])) == 1
+    assert scorer.batches == [["q"]]
+    await batching.stop()
+
+
+async def test_busy_threads_of_the_loop_hold_nobody_up():
+    scorer, batching = await opened(10)
+    scorer.gate.set()
+    end, loop = threading.Event(), asyncio.get_running_loop()
+    busy = [loop.run_in_executor(None, end.wait) for _ in range(64)]
+    assert len(await batching.score([request(5)])) == 1
+    assert not any(one.done() for one in busy)
+    end.set()
+    await asyncio.gather(*busy)
+    await batching.stop()
+
+
+async def test_what_the_scorer_offers_is_passed_on():
+    scorer, batching = await opened(10)
+    scorer.offers = frozenset({"mean_surprisal"})
+    assert batching.offers == {"mean_surprisal"}
+    await batching.stop()
+
+
+async def test_each_scored_batch_is_reported_before_its_callers_hear():
+    seen = []
+    scorer, batching = await opened(10, after_batch=lambda: seen.append(scorer.now))
+    scorer.gate.set()
+    await batching.score([request(5)])
+    assert seen == [0]
+    await batching.stop()
+
+
+class Recording(BatchingScorer):
+    """Remembers who entered the queue, in order."""
+
+    def _enter(self, entry):
+        self.entered = [*getattr(self, "entered", []), entry.prepared.request.question]
+        super()._enter(entry)
+
+
 @given(
     callers=st.lists(
-        st.tuples(st.integers(3, 30), st.integers(0, 3), st.booleans()), min_size=1, max_size=20
+        st.tuples(st.integers(3, 30), st.integers(0, 3), st.none() | st.integers(0, 19)),
+        min_size=1,
+        max_size=20,
     ),
     budget=st.integers(5, 60),
+    turns=st.integers(0, 4),
 )
-async def test_the_laws_hold_whoever_comes_and_goes(callers, budget):
-    scorer, batching = await opened(budget)
+async def test_the_laws_hold_whoever_comes_and_goes(callers, budget, turns):
+    scorer = Slow()
+    scorer.turns = turns
     scorer.gate.set()
-    tasks = []
-    for i, (size, pauses, _) in enumerate(callers):
+    batching = Recording(scorer, max_batch_tokens=budget)
+    batching.start()
+    tasks, gone = [], set()
+    for i, (size, pauses, leaves) in enumerate(callers):
         tasks.append(asyncio.create_task(batching.score([request(size, str(i))])))
         for _ in range(pauses):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.0005 * pauses)
         inside = [entry.tokens for entry in batching._waiting]
         assert batching.waiting_tokens == sum(inside)
         assert batching.waiting_tokens <= batching.max_waiting_tokens or len(inside) == 1
-    gone = {i for i, (_, _, leaves) in enumerate(callers) if leaves and tasks[i].cancel()}
+        if leaves is not None and leaves <= i and tasks[leaves].cancel():
+            gone.add(leaves)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     kept = [i for i in range(len(callers)) if i not in gone]
     assert all(isinstance(results[i], list) for i in kept), "nobody is lost"
-    batches = [[int(r.question) for r in batch] for batch in scorer.batches]
-    for batch in batches:
-        assert sum(callers[i][0] for i in batch) <= budget or len(batch) == 1
-    scored = [i for batch in batches for i in batch]
+    for batch in scorer.batches:
+        assert sum(callers[int(name)][0] for name in batch) <= budget or len(batch) == 1
+    scored = [name for batch in scorer.batches for name in batch]
     assert len(scored) == len(set(scored))
-    assert set(kept) <= set(scored)
+    assert {str(i) for i in kept} <= set(scored)
+    assert scored == [name for name in batching.entered if name in scored], "nobody is overtaken"
+    assert scorer.most <= 2
     assert batching.waiting_tokens == 0
     await batching.stop()

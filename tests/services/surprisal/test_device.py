@@ -14,6 +14,10 @@ REQUEST = ScoreRequest("q", ("one", "two"), ("first_token_surprisal",))
 COUNTS_ONLY = ScoreRequest("q", ("one",), ())
 
 
+async def work(scorer, request):
+    return await scorer.score_prepared([scorer.prepare(request)])
+
+
 class Device(TableScorer):
     """A device that may be lost, hang, or compute nonsense."""
 
@@ -49,7 +53,7 @@ def clock(monkeypatch):
 async def test_real_work_of_the_last_minute_needs_no_probe(clock):
     behind = Device()
     scorer = WatchedScorer(behind)
-    await scorer.score([REQUEST])
+    await work(scorer, REQUEST)
     clock.now += 59
     await scorer.check()
     assert behind.probes == 0
@@ -64,7 +68,7 @@ async def test_real_work_of_the_last_minute_needs_no_probe(clock):
 async def test_counts_alone_prove_nothing(clock):
     behind = Device()
     scorer = WatchedScorer(behind)
-    await scorer.score([COUNTS_ONLY])
+    await work(scorer, COUNTS_ONLY)
     await scorer.check()
     assert behind.probes == 1
 
@@ -72,10 +76,10 @@ async def test_counts_alone_prove_nothing(clock):
 async def test_after_an_error_the_device_is_asked_however_fresh_it_is(clock):
     behind = Device()
     scorer = WatchedScorer(behind)
-    await scorer.score([REQUEST])
+    await work(scorer, REQUEST)
     behind.trouble = RuntimeError("planted: CUDA error")
     with pytest.raises(RuntimeError):
-        await scorer.score([REQUEST])
+        await work(scorer, REQUEST)
     with pytest.raises(CapacityError) as caught:
         await scorer.check()
     assert (caught.value.problem_code, caught.value.detail) == ("not-ready", "the device fails")
@@ -90,7 +94,7 @@ async def test_a_batch_that_runs_is_work_until_it_is_stuck(clock, monkeypatch):
     behind = Device()
     scorer = WatchedScorer(behind)
     behind.gate.clear()
-    batch = asyncio.create_task(scorer.score([REQUEST]))
+    batch = asyncio.create_task(work(scorer, REQUEST))
     await asyncio.sleep(0)
     clock.now += 599
     await scorer.check()
@@ -111,6 +115,16 @@ async def test_a_device_that_computes_nonsense_is_not_ready(clock):
     behind.value = None
     with pytest.raises(CapacityError, match="no finite number"):
         await WatchedScorer(behind).check()
+
+
+async def test_it_is_the_scorer_behind_it_to_everybody():
+    behind = Device()
+    behind.offers = frozenset({"mean_surprisal"})
+    scorer = WatchedScorer(behind)
+    assert (scorer.name, scorer.tokenizer_name) == ("table", "words")
+    assert scorer.offers == {"mean_surprisal"}
+    assert scorer.count("two words") == 2
+    assert await work(scorer, REQUEST) == await work(behind, REQUEST)
 
 
 async def test_closing_ends_a_probe_that_hangs(clock, monkeypatch):
