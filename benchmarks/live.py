@@ -72,6 +72,8 @@ def serve(
         GatewayLimits(),
         BlobStore.in_folder(folder, min_free_share=0.0),
         ServerKnowledge({"anchor": "extractive"}),
+        wake=host.wake,
+        precedence=host.precedence,
     )
     app = create_app(gateway, running=lambda: host)
     uvicorn.run(app, port=port, log_config=None, ws="none")

@@ -152,12 +152,15 @@ def test_one_trace_leads_from_the_gateway_to_the_batch(tmp_path, traced, monkeyp
 async def test_a_batch_is_a_child_of_its_first_item_and_names_the_others(traced):
     class Held(TableScorer):
         gate = asyncio.Event()
+        batches = 0
 
         async def score(self, requests):
+            self.batches += 1
             await self.gate.wait()
             return await super().score(requests)
 
-    batching = BatchingScorer(Held(lambda steps: [1.0]), max_batch_tokens=100)
+    scorer = Held(lambda steps: [1.0])
+    batching = BatchingScorer(scorer, max_batch_tokens=100)
     batching.start()
     ids = []
 
@@ -166,9 +169,11 @@ async def test_a_batch_is_a_child_of_its_first_item_and_names_the_others(traced)
             ids.append(bytes.fromhex(trace_parent().split("-")[2]))
             await batching.score([ScoreRequest(name, ("w",), ("first_token_surprisal",))])
 
-    calls = [asyncio.create_task(one("first"))]
-    while not ids or batching.waiting_tokens:  # noqa: ASYNC110 - a number, not an event
-        await asyncio.sleep(0.001)
+    calls = []
+    for held in (1, 2):  # so many batches the scorer takes at a time
+        calls.append(asyncio.create_task(one("held")))
+        while scorer.batches < held:  # noqa: ASYNC110 - a number, not an event
+            await asyncio.sleep(0.001)
     calls += [asyncio.create_task(one(name)) for name in "abc"]
     while batching.waiting_tokens < 9:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
@@ -176,9 +181,9 @@ async def test_a_batch_is_a_child_of_its_first_item_and_names_the_others(traced)
     await asyncio.gather(*calls)
     await batching.stop()
     await asyncio.to_thread(traced.finish)
-    _, second = sorted(traced.named("score batch"), key=lambda s: s.start_time_unix_nano)
-    assert second.parent_span_id in ids[1:]
-    assert {second.parent_span_id, *(link.span_id for link in second.links)} == set(ids[1:])
+    *_, last = sorted(traced.named("score batch"), key=lambda s: s.start_time_unix_nano)
+    assert last.parent_span_id in ids[2:]
+    assert {last.parent_span_id, *(link.span_id for link in last.links)} == set(ids[2:])
 
 
 def test_a_span_tells_the_class_of_an_error_and_not_its_words(traced):

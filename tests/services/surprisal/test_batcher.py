@@ -227,8 +227,12 @@ async def test_each_scored_batch_is_reported_before_its_callers_hear():
 class Recording(BatchingScorer):
     """Remembers who entered the queue, in order."""
 
+    def __init__(self, scorer, **options):
+        super().__init__(scorer, **options)
+        self.entered = []
+
     def _enter(self, entry):
-        self.entered = [*getattr(self, "entered", []), entry.prepared.request.question]
+        self.entered.append(entry.prepared.request.question)
         super()._enter(entry)
 
 
