@@ -29,7 +29,8 @@ THROUGH = {
     "host": "test_stage", "finisher": "test_stage", "brokers": "test_queue",
     "views": "test_ledger", "takings": "test_ingest",
     "service": "test_jobs", "events": "test_jobs", "body_limit": "test_jobs",
-    "multipart": "test_upload", "json_body": "test_upload", "operations": "test_app", "preparation": "test_scorer",
+    "multipart": "test_upload", "json_body": "test_upload", "operations": "test_app",
+    "preparation": "test_scorer",
     "description": "test_examples",
     "roles": "test_serve", "worker": "test_serve",
 }  # fmt: skip

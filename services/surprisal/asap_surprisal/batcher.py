@@ -31,7 +31,7 @@ from asap_runtime.telemetry import (
     trace_context,
 )
 
-if TYPE_CHECKING:  # half a second of imports, which the command line does without
+if TYPE_CHECKING:  # tokenizers are an extra, and the command line imports this without it
     from asap_surprisal.preparation import Prepared
 
 __all__ = ["BatchScorer", "BatchingScorer", "Preparer", "overloaded"]

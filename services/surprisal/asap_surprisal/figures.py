@@ -33,7 +33,7 @@ class Metered(Protocol):
 
 class Figures:
     """Shows one scorer. Measures its device's peak, so make it before there is work: that takes
-    0.1 s on a GPU and 1 s on two CPU cores.
+    1 s on two CPU cores.
     """
 
     def __init__(self, scorer: Metered) -> None:
