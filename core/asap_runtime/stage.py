@@ -141,9 +141,17 @@ class StageRunner:
         ids = [int(item_id) for item_id in message.item_ids if item_id.isdecimal()]
         if message.priority != LIVE:
             await self._precedence.give_way()
-        return await asyncio.to_thread(
-            self._store.claim, ids, self._stage.name, self._owner, self._limits.lease_s
+        claiming = asyncio.ensure_future(
+            asyncio.to_thread(
+                self._store.claim, ids, self._stage.name, self._owner, self._limits.lease_s
+            )
         )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # The thread claims nevertheless; without this its items would wait for their leases.
+            await asyncio.to_thread(self._store.release, await claiming)
+            raise
 
     def _free(self, items: int) -> None:
         """So many items have ended, or were never this worker's: the next message may be taken."""

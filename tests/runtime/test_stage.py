@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from asap_runtime.queue import BATCH, LIVE, MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.spending import spend
 from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
+from asap_runtime.store import JobStore
 from asap_runtime.tables import items, jobs
 from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import NewItem
@@ -238,6 +240,25 @@ async def test_leaving_gives_the_leases_back_at_once(database):
     assert [(c.stage, c.status, c.items) for c in counts] == [("anchor", "queued", 5)]
     async with host_of(database, Scripted("anchor"), Scripted("surprisal")):
         assert len(await ended(database, job)) == 5
+
+
+async def test_leaving_while_a_claim_is_under_way_gives_its_leases_back(database, monkeypatch):
+    claiming, claimed, claim = threading.Event(), threading.Event(), JobStore.claim
+
+    def slow(self, *arguments):
+        claiming.set()
+        time.sleep(0.2)
+        claims = claim(self, *arguments)
+        claimed.set()
+        return claims
+
+    monkeypatch.setattr(JobStore, "claim", slow)
+    job = job_of(database, 3)
+    async with host_of(database, Scripted("anchor")):
+        await asyncio.to_thread(claiming.wait, 5)
+    assert claimed.wait(5)
+    view = JobLedger(database).job("t", job)
+    assert [(count.status, count.items) for count in view.counts] == [("queued", 3)]
 
 
 async def test_without_a_broker_the_work_goes_on(database, monkeypatch):
