@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 
 __all__ = ["Precedence"]
 
-PATIENCE_S = 0.1
+PATIENCE_S = 0.25
 """So long a batch item waits, at most: live callers without a pause slow a job, never stop it."""
+LINGER_S = 0.15
+"""Live work goes on elsewhere when it leaves this process, and comes back: stay quiet so long."""
 
 
 class Precedence:
@@ -32,9 +34,12 @@ class Precedence:
         try:
             yield
         finally:
-            self._live -= 1
-            if not self._live:
-                self._alone.set()
+            asyncio.get_running_loop().call_later(LINGER_S, self._leave)
+
+    def _leave(self) -> None:
+        self._live -= 1
+        if not self._live:
+            self._alone.set()
 
     async def give_way(self) -> None:
         """Let live work pass first."""
