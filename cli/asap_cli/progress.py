@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,24 +22,22 @@ from asap.estimate import Summary
 from asap.types import Record
 
 
-class PruneProgress:
-    """A progress bar over the lines of IN."""
+class Bars:
+    """Bars with a share, a rate (a field of the task) and the time left, while the block runs."""
 
-    def __init__(self, console: Console, total: int | None, resumed: int) -> None:
-        self._summary = Summary()
+    def __init__(self, console: Console, label: str, *more: ProgressColumn) -> None:
         self._progress = Progress(
-            TextColumn("pruning"),
+            TextColumn(label),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[saved]}"),
+            *more,
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total, completed=resumed, rate="", saved="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -51,6 +50,15 @@ class PruneProgress:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class PruneProgress(Bars):
+    """A progress bar over the lines of IN."""
+
+    def __init__(self, console: Console, total: int | None, resumed: int) -> None:
+        self._summary = Summary()
+        super().__init__(console, "pruning", TextColumn("{task.fields[saved]}"))
+        self._task = self._progress.add_task("", total=total, completed=resumed, rate="", saved="")
 
     def add(self, record: Record) -> None:
         """Count one finished record."""

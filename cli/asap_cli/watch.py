@@ -9,22 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
 from asap.methods import METHODS
 from asap_cli.answers import FINAL, Item, ItemProblem, Job, one_line
+from asap_cli.progress import Bars
 
 __all__ = [
     "Failures",
@@ -73,39 +65,17 @@ def stage_progress(job: Job, route: Sequence[str]) -> list[StageProgress]:
     return rows
 
 
-class JobProgress:
+class JobProgress(Bars):
     """Shows each state of a job as it comes."""
 
     def __init__(
         self, console: Console, route: Sequence[str], *, line_every_s: float = LINE_EVERY_S
     ) -> None:
         self._console, self._route, self._line_every_s = console, route, line_every_s
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        super().__init__(console, "{task.description}")
         self._bars: dict[str, TaskID] = {}
         self._first: tuple[float, int] | None = None
         self._phase, self._printed_at = "", 0.0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def show(self, job: Job) -> None:
         """The job's state at this moment."""

@@ -5,13 +5,34 @@ Knows statuses and headers, no routes and no requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-__all__ = ["MEDIA_TYPE", "answer", "problem"]
+from asap.errors import InvalidInput
+
+__all__ = ["MEDIA_TYPE", "answer", "invalid_input", "pointer", "problem"]
 
 MEDIA_TYPE = "application/problem+json"
+
+
+def pointer(location: Sequence[str | int]) -> str:
+    """A JSON pointer (RFC 6901) into the body."""
+    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
+    return "".join(f"/{part}" for part in parts)
+
+
+def invalid_input(error: ValidationError, *root: str, skip: int = 0) -> InvalidInput:
+    """What a model refuses, each wrong field named by JSON pointer; never a value, which may be a
+    CoT. Locations begin at `root`, without their first `skip` parts.
+    """
+    errors = [
+        {"pointer": pointer((*root, *wrong["loc"][skip:])), "detail": wrong["msg"]}
+        for wrong in error.errors(include_url=False, include_input=False)
+    ]
+    first = errors[0]
+    return InvalidInput(f"{first['pointer'] or 'the body'}: {first['detail']}", errors=errors)
 
 
 def problem(status: int, code: str, title: str, detail: str) -> dict[str, object]:

@@ -58,6 +58,11 @@ class JobLedger:
             views = _views(connection, _jobs_of(tenant).where(jobs.c.id == job_id))
         return views[0] if views else None
 
+    def has(self, tenant: str, job_id: str) -> bool:
+        """Whether the tenant has such a job; counts nothing."""
+        with self._database.read() as connection:
+            return _exists(connection, tenant, job_id)
+
     def jobs(self, tenant: str, cursor: str | None = None, limit: int = 20) -> list[JobView]:
         """Jobs after the cursor, newest first. Cost grows with the number of their items."""
         statement = _jobs_of(tenant).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())

@@ -8,9 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from asap.config import PruneConfig
-from asap.errors import InvalidInput
 from asap.methods import get_method
-from asap_gateway.errors import pointer
+from asap_runtime.http_problems import invalid_input
 from asap_runtime.rebudgeting import TARGETS
 
 __all__ = ["read_config"]
@@ -23,11 +22,6 @@ def read_config(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> PruneC
     try:
         config = PruneConfig.model_validate({**defaults, **given})
     except ValidationError as error:
-        errors = [
-            {"pointer": pointer(("config", *problem["loc"])), "detail": problem["msg"]}
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
-        first = errors[0]
-        raise InvalidInput(f"{first['pointer']}: {first['detail']}", errors=errors) from None
+        raise invalid_input(error, "config") from None
     get_method(config.method)
     return config

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from asap.errors import AsapError
 from asap_gateway.schemas import ProblemView
-from asap_runtime.http_problems import MEDIA_TYPE, answer, problem
+from asap_runtime.http_problems import MEDIA_TYPE, answer, pointer, problem
 from asap_runtime.problems import PROBLEMS, describe
 from asap_runtime.telemetry import get_logger
 from asap_runtime.values import ItemProblem
@@ -20,7 +20,6 @@ from asap_runtime.values import ItemProblem
 __all__ = [
     "PROBLEM_RESPONSES",
     "install_handlers",
-    "pointer",
     "problem_response",
 ]
 
@@ -59,12 +58,6 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         507: "The server's disk is nearly full; try again later",
     }.items()
 }
-
-
-def pointer(location: tuple[str | int, ...]) -> str:
-    """A JSON pointer (RFC 6901) into the body."""
-    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
-    return "".join(f"/{part}" for part in parts)
 
 
 def install_handlers(app: FastAPI) -> None:

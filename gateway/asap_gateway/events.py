@@ -16,6 +16,7 @@ from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES
 from asap_gateway.schemas import JobBody
 from asap_gateway.service import Gateway, get_gateway
+from asap_runtime.tables import FINAL
 
 __all__ = ["router"]
 
@@ -70,5 +71,4 @@ def _key(job: JobBody) -> str:
 
 
 def _finished(job: JobBody) -> int:
-    final = ("succeeded", "failed", "cancelled")
-    return sum(count.items for count in job.counts if count.status in final)
+    return sum(count.items for count in job.counts if count.status in FINAL)

@@ -115,7 +115,7 @@ async def get_result(
 ) -> StreamingResponse:
     """Finished records in input order, also while the job runs."""
     chosen = format or _negotiated(request.headers.get("accept", ""))
-    await asyncio.to_thread(gateway.job, caller.tenant, job_id)
+    await asyncio.to_thread(gateway.check_job, caller.tenant, job_id)
     chunks = in_chunks(gateway.records(caller.tenant, job_id), layout, chosen)
     return StreamingResponse(chunks, media_type=MEDIA_TYPES[chosen])
 

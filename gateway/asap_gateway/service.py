@@ -62,6 +62,11 @@ class Gateway:
         errors = self._ledger.error_summary(tenant, job_id) if ended else None
         return JobBody.of(view, errors)
 
+    def check_job(self, tenant: str, job_id: str) -> None:
+        """Raise NotFound unless there is the job."""
+        if not self._ledger.has(tenant, job_id):
+            raise _no_job(job_id)
+
     def jobs(self, tenant: str, cursor: str | None, limit: int) -> JobPage:
         """A page of jobs, newest first."""
         views = self._ledger.jobs(tenant, cursor, limit)
@@ -72,7 +77,7 @@ class Gateway:
         self, tenant: str, job_id: str, cursor: int | None, limit: int, status: ItemStatus | None
     ) -> ItemPage:
         """A page of items in input order."""
-        self.job(tenant, job_id)
+        self.check_job(tenant, job_id)
         views = self._ledger.items(tenant, job_id, cursor, limit, status)
         following = views[-1].position if len(views) == limit else None
         return ItemPage(items=[ItemBody.of(view) for view in views], next_cursor=following)
@@ -91,7 +96,7 @@ class Gateway:
 
     def retry(self, tenant: str, job_id: str) -> JobBody:
         """Run the failed items of a finished job again."""
-        self.job(tenant, job_id)
+        self.check_job(tenant, job_id)
         self._ledger.retry_failed(tenant, job_id)
         return self.job(tenant, job_id)
 

@@ -16,12 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from asap.errors import AsapError, InvalidInput
-from asap_gateway.errors import pointer
 from asap_gateway.idempotency import HEADER, LONGEST_KEY, repetition, store
 from asap_gateway.json_body import GONE
 from asap_gateway.multipart import Upload, receive
 from asap_gateway.schemas import JobOptions
 from asap_gateway.service import Gateway
+from asap_runtime.http_problems import pointer
 from asap_runtime.idempotency import First
 from asap_runtime.strict_json import parse_json
 

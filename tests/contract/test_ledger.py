@@ -163,3 +163,10 @@ def test_delete_removes_all_rows_and_ends_the_work(platform):
     assert min(platform.ids()) > max(claim.id for claim in stale)
     assert platform.ledger.job(TENANT, other) is not None
     assert platform.ledger.job(TENANT, new) is not None
+
+
+def test_a_job_is_there_for_its_tenant_alone(platform):
+    job_id = platform.job(1)
+    assert platform.ledger.has(TENANT, job_id)
+    assert not platform.ledger.has("another", job_id)
+    assert not platform.ledger.has(TENANT, "0" * 32)

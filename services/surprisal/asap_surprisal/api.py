@@ -20,7 +20,7 @@ from asap.errors import AsapError, CapacityError, InvalidInput
 from asap.ports import ScoreRequest
 from asap.thinking import check_control_tokens
 from asap.types import StepScores
-from asap_runtime.http_problems import answer, problem
+from asap_runtime.http_problems import answer, invalid_input, problem
 from asap_runtime.problems import describe
 from asap_surprisal.settings import ScorerSettings
 
@@ -140,20 +140,8 @@ def _requests(values: Any, most: int) -> list[ScoreRequest]:
     try:
         bodies = _BODIES.validate_python(tuple(values) if listed else (values,))
     except ValidationError as error:
-        errors = [
-            # never the value: it may be a CoT
-            {"pointer": _pointer(wrong["loc"][not listed :]), "detail": wrong["msg"]}
-            for wrong in error.errors(include_url=False, include_input=False)
-        ]
-        first = errors[0]
-        where = first["pointer"] or "the body"
-        raise InvalidInput(f"{where}: {first['detail']}", errors=errors) from None
+        raise invalid_input(error, skip=not listed) from None
     return [body.to_request() for body in bodies]
-
-
-def _pointer(location: Sequence[str | int]) -> str:
-    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
-    return "".join(f"/{part}" for part in parts)
 
 
 async def _unless_gone(request: Request, work: Awaitable[list[StepScores]]) -> list[StepScores]:

@@ -34,7 +34,7 @@ from asap_runtime.telemetry import (
 if TYPE_CHECKING:  # tokenizers are an extra, and the command line imports this without it
     from asap_surprisal.preparation import Prepared
 
-__all__ = ["BatchScorer", "BatchingScorer", "Preparer", "overloaded"]
+__all__ = ["BatchScorer", "BatchingScorer", "OverScorer", "Preparer", "overloaded"]
 
 QUEUE_BATCHES = 2
 """Batches that may wait: one to follow the running ones at once, one to choose from."""
@@ -67,6 +67,32 @@ class BatchScorer(Protocol):
 
     async def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
         """Scores for each request, in order."""
+
+
+class OverScorer:
+    """What stands over a scorer and answers for it: its name, its tokenizer, what it offers."""
+
+    def __init__(self, scorer: BatchScorer) -> None:
+        self._scorer = scorer
+
+    @property
+    def name(self) -> str:
+        """The scorer's name."""
+        return self._scorer.name
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The scorer's tokenizer."""
+        return self._scorer.tokenizer_name
+
+    @property
+    def offers(self) -> frozenset[ScoreName]:
+        """The scores that it can give."""
+        return self._scorer.offers
+
+    def count(self, text: str) -> int:
+        """Number of ids of `text`, special tokens not included."""
+        return self._scorer.count(text)
 
 
 class Preparer:
@@ -111,7 +137,7 @@ class _Entry:
     arrived_at: float = field(default_factory=perf_counter)
 
 
-class BatchingScorer:
+class BatchingScorer(OverScorer):
     """The port `Scorer`, for any number of concurrent callers on one loop.
 
     Args:
@@ -129,7 +155,8 @@ class BatchingScorer:
         max_text_tokens: int | None = None,
         after_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        self._scorer, self._max_text_tokens = scorer, max_text_tokens
+        super().__init__(scorer)
+        self._max_text_tokens = max_text_tokens
         self._after_batch = after_batch
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting_tokens = QUEUE_BATCHES * max_batch_tokens
@@ -145,28 +172,9 @@ class BatchingScorer:
         self._stopped = False
 
     @property
-    def name(self) -> str:
-        """The scorer's name."""
-        return self._scorer.name
-
-    @property
-    def tokenizer_name(self) -> str:
-        """The scorer's tokenizer."""
-        return self._scorer.tokenizer_name
-
-    @property
-    def offers(self) -> frozenset[ScoreName]:
-        """The scores that it can give."""
-        return self._scorer.offers
-
-    @property
     def waiting_tokens(self) -> int:
         """Tokens that wait for a batch. O(1)."""
         return self._waiting_tokens
-
-    def count(self, text: str) -> int:
-        """Number of ids of `text`, special tokens not included."""
-        return self._scorer.count(text)
 
     def start(self) -> None:
         """Begin to form batches, on the running loop."""

@@ -12,11 +12,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from asap.config import ScoreName
 from asap.errors import AsapError, CapacityError
 from asap.ports import ScoreRequest
 from asap.types import StepScores
-from asap_surprisal.batcher import BatchScorer
+from asap_surprisal.batcher import BatchScorer, OverScorer
 
 if TYPE_CHECKING:
     from asap_surprisal.preparation import Prepared
@@ -31,34 +30,15 @@ PROBE_S = 10.0
 PROBE = ScoreRequest("a", ("b",), ("first_token_surprisal",))
 
 
-class WatchedScorer:
+class WatchedScorer(OverScorer):
     """A `BatchScorer` with a memory of when its device, or its server, last worked."""
 
     def __init__(self, scorer: BatchScorer) -> None:
-        self._scorer = scorer
+        super().__init__(scorer)
         self._worked_at = float("-inf")
         self._failed = False
         self._running: list[float] = []
         self._probe: asyncio.Task[list[StepScores]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The scorer's name."""
-        return self._scorer.name
-
-    @property
-    def tokenizer_name(self) -> str:
-        """The scorer's tokenizer."""
-        return self._scorer.tokenizer_name
-
-    @property
-    def offers(self) -> frozenset[ScoreName]:
-        """The scores that it can give."""
-        return self._scorer.offers
-
-    def count(self, text: str) -> int:
-        """Number of ids of `text`, special tokens not included."""
-        return self._scorer.count(text)
 
     def prepare(self, request: ScoreRequest) -> Prepared:
         """The request tokenised, in any thread."""

@@ -6,16 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 
-from asap.config import ScoreName
 from asap.ports import ScoreRequest
 from asap.types import StepScores
 from asap_runtime.telemetry import SCORE_SECONDS, span
-from asap_surprisal.batcher import BatchScorer, Preparer, overloaded
+from asap_surprisal.batcher import BatchScorer, OverScorer, Preparer, overloaded
 
 __all__ = ["DirectScorer"]
 
 
-class DirectScorer:
+class DirectScorer(OverScorer):
     """The port `Scorer`, for any number of concurrent callers on one loop.
 
     Args:
@@ -24,30 +23,12 @@ class DirectScorer:
     """
 
     def __init__(self, scorer: BatchScorer, *, max_inside: int) -> None:
-        self._scorer, self._max_inside = scorer, max_inside
+        super().__init__(scorer)
+        self._max_inside = max_inside
         self._preparer = Preparer(scorer)
         self._calls: set[asyncio.Task[list[StepScores]]] = set()
         self._inside = 0
         self._seconds = 1.0
-
-    @property
-    def name(self) -> str:
-        """The scorer's name."""
-        return self._scorer.name
-
-    @property
-    def tokenizer_name(self) -> str:
-        """The scorer's tokenizer."""
-        return self._scorer.tokenizer_name
-
-    @property
-    def offers(self) -> frozenset[ScoreName]:
-        """The scores that it can give."""
-        return self._scorer.offers
-
-    def count(self, text: str) -> int:
-        """Number of ids of `text`, special tokens not included."""
-        return self._scorer.count(text)
 
     async def stop(self) -> None:
         """End; callers that wait are cancelled, and so are those who come later."""
