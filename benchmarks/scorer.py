@@ -40,7 +40,7 @@ from asap.ports import ScoreRequest
 from asap.selection import remove_lowest
 from asap.steps import SEPARATOR, join_steps, split_steps
 from asap.types import Record, Triple
-from asap_surprisal.demo import demo_directory
+from asap_runtime.demo_model import demo_directory
 from asap_surprisal.loading import causal_lm
 from asap_surprisal.memory import free_bytes
 from asap_surprisal.metering import PassCost, peak_rate

@@ -61,8 +61,8 @@ def resolve_scorer(options: PruneOptions) -> str:
     """`auto`: the paper's 7B where a GPU can run it, else the shipped demo scorer."""
     if options.scorer != "auto":
         return options.scorer
-    from asap_surprisal.demo import DEMO
-    from asap_surprisal.model_files import DEFAULT_MODEL
+    from asap_runtime.demo_model import DEMO
+    from asap_runtime.model_files import DEFAULT_MODEL
 
     if options.device == "cpu":
         return DEMO

@@ -15,6 +15,8 @@ PACKAGES = {
     "gateway/asap_gateway": "tests/gateway",
     "services/anchor/asap_anchor": "tests/services/anchor",
     "services/surprisal/asap_surprisal": "tests/services/surprisal",
+    "services/trainer/asap_trainer": "tests/services/trainer",
+    "services/evaluator/asap_evaluator": "tests/services/evaluator",
     "cli/asap_cli": "tests/cli",
 }
 MODULES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).glob("*.py"))]

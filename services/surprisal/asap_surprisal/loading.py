@@ -11,11 +11,11 @@ import torch
 import transformers
 
 from asap.errors import CapacityError, Misconfigured
+from asap_runtime.model_files import locate_model
 from asap_surprisal.attention import PACKED, PackedRow, Packing
 from asap_surprisal.forward import CausalLM, float32_head
 from asap_surprisal.memory import free_bytes, plan_budget
 from asap_surprisal.metering import PassCost
-from asap_surprisal.model_files import locate_model
 
 __all__ = ["Device", "Dtype", "causal_lm", "gpu_available", "load_model"]
 

@@ -21,11 +21,11 @@ from asap.config import ScoreName
 from asap.errors import CapacityError
 from asap.ports import ScoreRequest
 from asap.types import StepScores
+from asap_runtime.model_files import DEFAULT_MODEL
 from asap_surprisal.batching import plan_batches
 from asap_surprisal.forward import CausalLM, PassRow, Pending, launch
 from asap_surprisal.loading import Device, Dtype, load_model
 from asap_surprisal.metering import Meter, ScorerTotals, peak_rate
-from asap_surprisal.model_files import DEFAULT_MODEL
 from asap_surprisal.prefix import PrefixStore, Round
 from asap_surprisal.preparation import Prepared, prepare, step_scores
 from asap_surprisal.tokenization import HFTokenCounter

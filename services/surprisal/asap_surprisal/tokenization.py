@@ -15,7 +15,7 @@ from typing import Any, Self
 from tokenizers import Encoding, Tokenizer
 
 from asap.errors import Misconfigured
-from asap_surprisal.model_files import locate_model
+from asap_runtime.model_files import locate_model
 
 __all__ = ["HFTokenCounter"]
 

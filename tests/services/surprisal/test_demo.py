@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from asap.ports import ScoreRequest
 from asap.steps import join_steps, split_steps
 from asap.types import Triple
-from asap_surprisal.demo import DEMO, demo_directory
+from asap_runtime.demo_model import DEMO, demo_directory
 from asap_surprisal.scorer import TorchScorer
 from asap_surprisal.tokenization import HFTokenCounter
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from asap.errors import Misconfigured
-from asap_surprisal import model_files
+from asap_runtime import model_files
 from asap_surprisal.scorer import TorchScorer
 
 

@@ -77,7 +77,7 @@ def test_real_traces_are_cut_at_every_step(real_traces, tiny_model_dir):
 
 def test_tokenizer_and_package_do_not_import_torch():
     code = (
-        "import sys, asap_surprisal, asap_surprisal.tokenization, asap_surprisal.demo;"
+        "import sys, asap_surprisal, asap_surprisal.tokenization, asap_runtime.demo_model;"
         "sys.exit(sum(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ import httpx
 from huggingface_hub import snapshot_download
 
 from asap.errors import Misconfigured
-from asap_surprisal.demo import DEMO, demo_directory
+from asap_runtime.demo_model import DEMO, demo_directory
 
 __all__ = ["DEFAULT_MODEL", "locate_model"]
 

@@ -1,0 +1,1 @@
+"""Generation, grading in the sandbox, and reports."""

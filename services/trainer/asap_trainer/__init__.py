@@ -1,0 +1,1 @@
+"""Full fine-tuning on pruned traces: data, training process, and what launches and follows it."""
