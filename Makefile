@@ -1,6 +1,6 @@
 # The one door to every task. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo check test test-fast chaos bench clean
+.PHONY: help install install-dev engines demo check test test-fast chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,8 +32,11 @@ check: install-dev  ## linters, types, layers, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell $(SOURCES) docs README.md CHANGELOG.md CONTRIBUTING.md
 
-test: install-dev  ## the whole suite, with the real vLLM
+engines: install-dev
+	sh scripts/install_unsloth.sh $(BIN)/python
 	sh tests/engines/install.sh $(BIN)/python
+
+test: engines  ## the whole suite, with the real vLLM and the real Unsloth
 	$(BIN)/python -m pytest
 
 test-fast: install-dev  ## what takes seconds: no engines, no slow tests
