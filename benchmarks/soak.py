@@ -145,12 +145,12 @@ async def caller(
         if call.cancelled():
             figures.gone += leaves
             figures.lost += not leaves
-        elif call.exception() is not None or not is_whole(call.result().record, record):
+        elif call.exception() is not None or not is_whole(call.result().payload, record):
             figures.lost += 1
         else:
             figures.answered += 1
             figures.calls.append(time.perf_counter() - started)
-            figures.tokens += call.result().record.tokens.original
+            figures.tokens += call.result().payload.tokens.original
         done = figures.answered + figures.gone + figures.lost
         if done % max(1, traces // SAMPLES) == 0:
             figures.memory.append(resident())

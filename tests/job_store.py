@@ -16,6 +16,7 @@ from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ingest import Ingester, IntakeLimits
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger, Result
+from asap_runtime.models import ModelRegistry, ModelVersion
 from asap_runtime.store import JobStore
 from asap_runtime.sweep import Sweep
 from asap_runtime.tables import idempotency, items, jobs
@@ -154,3 +155,36 @@ def remember(url: str, tenant: str, key: str, request_hash: str) -> str:
     answer = IdempotencyKeys(database).remember(tenant, key, request_hash)
     database.close()
     return type(answer).__name__
+
+
+def register(url: str, name: str, job_ids: Sequence[str]) -> list[int]:
+    """What one process of a race for versions of a name gets, by job."""
+    database = Database(open_engine(url))
+    registry = ModelRegistry(database)
+    _race["start"].wait()
+    versions = [a_model(registry, name, job_id).version for job_id in job_ids]
+    database.close()
+    return versions
+
+
+def promote(url: str, name: str, versions: Sequence[int]) -> None:
+    """One process of a race for the place in production."""
+    database = Database(open_engine(url))
+    registry = ModelRegistry(database)
+    _race["start"].wait()
+    for version in versions:
+        registry.set_stage(TENANT, name, version, "production")
+    database.close()
+
+
+def a_model(registry: ModelRegistry, name: str, job_id: str, tenant: str = TENANT) -> ModelVersion:
+    """A version as a training run registers it."""
+    return registry.add(
+        tenant,
+        name,
+        prefix=f"{tenant}/runs/{job_id}/model",
+        manifest_sha256="0" * 64,
+        base="demo",
+        job_id=job_id,
+        meta={"held_out_loss_after": 0.5},
+    )

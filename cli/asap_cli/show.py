@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from asap.errors import NotFound
 from asap.methods import METHODS
-from asap.types import Record
+from asap.types import Attempt, MatchReport, Record
 from asap_cli.terminal import printable
 from asap_runtime.datasets import read_records
 
@@ -17,6 +19,8 @@ def run_show(source: str, id: str | None, console: Console) -> None:
     """Print the record whose id is, or starts with, `id`; the first record without one."""
     record = _find(source, id)
     console.print(_title(record))
+    if record.coarse is not None and record.coarse.attempts:
+        console.print(_attempts_table(record.coarse.attempts), end="\n\n")
     console.print(_steps_table(record))
 
 
@@ -44,6 +48,34 @@ def _title(record: Record) -> Text:
     if record.flags:
         title.append(f"\nflags: {', '.join(record.flags)}", style="yellow")
     return title
+
+
+def _attempts_table(attempts: Sequence[Attempt]) -> Table:
+    """One line per reply of stage 1: what was asked for, what came of it and why, its size."""
+    names = ("reply", "outcome", "why", "similarity", "characters", "tokens in", "out")
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for at, name in enumerate(names):
+        table.add_column(name, justify="right" if at > 2 else "left")
+    for attempt in attempts:
+        report, usage = attempt.report, attempt.usage
+        table.add_row(
+            f"{attempt.purpose} {attempt.number}",
+            Text(attempt.outcome, "" if attempt.outcome == "accepted" else "yellow"),
+            Text(printable(report.reason or "") if report else ""),
+            _similarity(report),
+            f"{attempt.reply_chars:,}",
+            f"{usage.prompt_tokens:,}",
+            f"{usage.completion_tokens:,}",
+        )
+    return table
+
+
+def _similarity(report: MatchReport | None) -> str:
+    """What the report measured: the worst pair's likeness, or the share of aligned words."""
+    if report is None:
+        return ""
+    measured = report.fidelity if report.similarity is None else report.similarity
+    return "" if measured is None else f"{measured:.3f}"
 
 
 def _steps_table(record: Record) -> Table:

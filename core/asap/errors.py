@@ -9,6 +9,7 @@ AsapError(code, detail, retryable, context)
 ├─ Conflict                the object's state does not allow it
 ├─ Overloaded              too much work is waiting                 (retryable)
 ├─ CoarseExhausted         no valid coarse CoT within max_attempts, only when on_fail="drop"
+├─ TrainingFailed          a training run came to a bad end of its own
 ├─ UpstreamError           the LLM server answered nonsense
 │   ├─ UpstreamTimeout     … not in time                            (retryable)
 │   └─ UpstreamUnavailable … with 429, 5xx or a refused connection  (retryable)
@@ -33,6 +34,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "StorageFull",
+    "TrainingFailed",
     "Unauthorized",
     "UpstreamError",
     "UpstreamTimeout",
@@ -104,6 +106,14 @@ class CoarseExhausted(AsapError):
     """Stage 1 found no valid coarse CoT within `max_attempts` and `on_fail` is `drop`."""
 
     code = "coarse-exhausted"
+
+
+class TrainingFailed(AsapError):
+    """A training run ended without a model, by its own fault; `reason` is a short stable word,
+    `log` the last lines that the training process logged.
+    """
+
+    code = "training-failed"
 
 
 class UpstreamError(AsapError):

@@ -55,7 +55,8 @@ def _with_nearest(
     if nearest is None:
         return report
     reason = f"{report.reason}; the nearest, step {nearest + 1}, has a ratio of {best:.2f}"
-    return report.model_copy(update={"reason": f"{reason}, {config.tau:.2f} is needed"})
+    reason = f"{reason}, {config.tau:.2f} is needed"
+    return report.model_copy(update={"reason": reason, "similarity": best})
 
 
 def _check_share(report: MatchReport, text: str, record: Record) -> MatchReport:

@@ -26,7 +26,9 @@ PEAK_LEARNING_RATES: dict[str, float] = {"qwen2": 4e-5, "qwen3": 4e-5, "llama": 
 class TrainConfig(BaseModel):
     """Every knob of a training run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     preset: Literal["paper", "demo"] = "paper"
     """`paper`: Appendix A. `demo`: a few hundred steps of a tiny model on a CPU."""

@@ -115,7 +115,9 @@ class MatchReport(Frozen):
     kept: tuple[int, ...] = ()
     """Indices of the matched source steps, strictly increasing."""
     similarity: float | None = None
-    """`paper`: the lowest Gestalt ratio among the matched pairs."""
+    """`paper`: the lowest Gestalt ratio among the matched pairs; of a reply that failed, the best
+    ratio of the step that matched none.
+    """
     containment: float | None = None
     """`paper`: the lowest share of a reply step that stands in its source step."""
     fidelity: float | None = None

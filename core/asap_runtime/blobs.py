@@ -40,6 +40,7 @@ BLOCK = 8 * 2**20
 COPY = 2**20
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SEGMENT = re.compile(r"[^\x00-\x1f\x7f\\%?#]+")
+_PART = re.compile(r"\..*\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -158,6 +159,21 @@ class BlobStore:
         try:
             with _translated():
                 self._fs.rm(f"{self._root}/{_checked(tenant)}", recursive=True)
+        except NotFound:
+            return
+
+    def keys_below(self, folder: str) -> list[str]:
+        """The keys of all whole blobs below a key, sorted; none when there is no such folder."""
+        with _translated():
+            paths = self._fs.find(self._path(folder))
+        keys = (path.removeprefix(f"{self._root}/") for path in paths)
+        return sorted(key for key in keys if not _PART.fullmatch(key.rpartition("/")[2]))
+
+    def delete_below(self, folder: str) -> None:
+        """Delete every blob below a key, half-written ones too; without effect on none."""
+        try:
+            with _translated():
+                self._fs.rm(self._path(folder), recursive=True)
         except NotFound:
             return
 

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 from asap_runtime.brokers import open_queue
@@ -15,6 +15,7 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.migrate import upgrade
 from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
+from asap_runtime.reconciling import reconcile
 from asap_runtime.settings import RuntimeSettings
 from asap_runtime.stage import RunnerLimits, Stage, StageRunner
 from asap_runtime.store import JobStore
@@ -23,7 +24,7 @@ from asap_runtime.sweeper import Sweeper
 
 __all__ = ["StageHost", "open_database"]
 
-STAGE_NAMES = ("anchor", "surprisal")
+STAGE_NAMES = ("anchor", "surprisal", "trainer")
 POLL_S = 5.0
 """How often a worker looks for work itself while the broker does not answer."""
 
@@ -48,7 +49,7 @@ class StageHost:
         self,
         database: Database,
         queue: TaskQueue,
-        stages: Sequence[Stage],
+        stages: Sequence[Stage[Any]],
         *,
         chores: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
         limits: RunnerLimits | None = None,
@@ -68,7 +69,7 @@ class StageHost:
         cls,
         settings: RuntimeSettings,
         database: Database,
-        stages: Sequence[Stage],
+        stages: Sequence[Stage[Any]],
         chores: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
     ) -> Self:
         """A host on the queue of the settings."""
@@ -86,7 +87,7 @@ class StageHost:
                 runner = self._runner(stage)
                 self.queue.consume(stage.name, runner.run, concurrency=stage.concurrency)
                 started.push_async_callback(_end, asyncio.create_task(runner.poll(POLL_S)))
-            for chore in (self._sweeper.run, *self._chores):
+            for chore in (self._sweeper.run, self._reconcile, *self._chores):
                 started.push_async_callback(_end, asyncio.create_task(chore()))
             self._leaving = started.pop_all()
         self.phase = "running"
@@ -100,7 +101,10 @@ class StageHost:
         """There are new items: the sweeper looks now, not at the next second. From any thread."""
         self._sweeper.wake()
 
-    def _runner(self, stage: Stage) -> StageRunner:
+    async def _reconcile(self) -> None:
+        await reconcile(self.database, self.stages)
+
+    def _runner(self, stage: Stage[Any]) -> StageRunner:
         return StageRunner(
             stage,
             self._store,

@@ -21,7 +21,15 @@ from asap.methods import get_method
 from asap.types import Record, Triple
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
-from asap_runtime.intake import LEASE_S, Source, StoredLines, StoredScores, in_batches
+from asap_runtime.exports import run_item
+from asap_runtime.intake import (
+    LEASE_S,
+    Source,
+    StoredLines,
+    StoredRun,
+    StoredScores,
+    in_batches,
+)
 from asap_runtime.json_lines import Line, ReadLimits, read_json_lines
 from asap_runtime.ledger import JobLedger
 from asap_runtime.parquet_rows import read_parquet
@@ -32,7 +40,14 @@ from asap_runtime.takings import Taking, Takings
 from asap_runtime.telemetry import get_logger
 from asap_runtime.values import NewItem
 
-__all__ = ["Ingester", "IntakeLimits", "detect", "new_item", "stored_triples"]
+__all__ = [
+    "Ingester",
+    "IntakeLimits",
+    "detect",
+    "new_item",
+    "stored_lines",
+    "stored_triples",
+]
 
 PEEK = 32
 """Lines looked at to know the schema, before the job is accepted."""
@@ -63,7 +78,7 @@ def detect(blobs: BlobStore, key: str, ending: str, limits: IntakeLimits) -> Sch
     """The schema of a stored file's first lines. Raises InvalidInput when there is none, or when
     the file cannot be read.
     """
-    with closing(_lines(blobs, key, ending, limits.read, after=0)) as lines:
+    with closing(stored_lines(blobs, key, ending, limits.read, after=0)) as lines:
         head = islice(_readable(lines), PEEK)
         schema = detect_schema(line.row for line in head if line.row is not None)
     if schema is None:
@@ -77,8 +92,20 @@ def stored_triples(
     """The triples of a stored file with their line numbers, from behind line `after`; an error in
     the place of a bad line. Raises InvalidInput where the file cannot be read on.
     """
-    with closing(_lines(blobs, source.key, source.ending, limits.read, after=after)) as lines:
+    with closing(stored_lines(blobs, source.key, source.ending, limits.read, after=after)) as lines:
         yield from read_triples(_readable(lines), cast(Schema, source.schema))
+
+
+def stored_lines(
+    blobs: BlobStore, key: str, ending: str, limits: ReadLimits, *, after: int = 0
+) -> Generator[Line, None, None]:
+    """The lines of a stored file, from behind line `after`, errors among them."""
+    if ending == ".parquet":
+        with blobs.local(key) as path:
+            yield from read_parquet(path, limits, after=after)
+    else:
+        stream = blobs.open(key)
+        yield from read_json_lines(stream, limits, compressed=ending.endswith(".gz"), after=after)
 
 
 def new_item(line: int, triple: Triple | AsapError, config: PruneConfig) -> NewItem:
@@ -125,7 +152,7 @@ class Ingester:
     ) -> None:
         self._takings, self._ledger = Takings(database, lease_s=lease_s), JobLedger(database)
         self._blobs, self._limits, self._on_taken_in = blobs, limits, on_taken_in
-        self._poll_s, self._tidy_at = poll_s, 0.0
+        self._poll_s, self._beat_s, self._tidy_at = poll_s, lease_s / 4, 0.0
         self._bell, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._log = get_logger()
@@ -206,12 +233,15 @@ class Ingester:
             self.delete_orphans()
 
     def _fill(self, taking: Taking) -> None:
-        config = PruneConfig.model_validate(taking.config)
-        if isinstance(taking.source, StoredScores):
+        if isinstance(taking.source, StoredRun):
+            self._add_run(taking, taking.source)
+        elif isinstance(taking.source, StoredScores):
             job_id, start = taking.source.scores_from, taking.items
+            config = PruneConfig.model_validate(taking.config)
             again = rebudgeted_items(self._ledger, taking.tenant, job_id, config, start=start)
             self._add(taking, again, None)
         else:
+            config = PruneConfig.model_validate(taking.config)
             lines = stored_triples(self._blobs, taking.source, self._limits, after=taking.line)
             with closing(lines):
                 new = (new_item(number, triple, config) for number, triple in lines)
@@ -223,6 +253,24 @@ class Ingester:
             "intake.finished", job_id=taking.job_id, items=taking.items, bad_lines=taking.bad
         )
         self._forget(taking.source)
+
+    def _add_run(self, taking: Taking, source: StoredRun) -> None:
+        if taking.items:  # all that a run has
+            return
+        due = time.monotonic() + self._beat_s
+
+        def keep() -> None:
+            nonlocal due
+            if self._stopping.is_set():
+                raise _Stopped
+            if time.monotonic() >= due:
+                self._takings.keep(taking)
+                due = time.monotonic() + self._beat_s
+
+        ledger, blobs = self._ledger, self._blobs
+        tenant, job_id, config = taking.tenant, taking.job_id, taking.config
+        item = run_item(ledger, blobs, tenant, job_id, config, source, keep)
+        self._takings.add(taking, [item])
 
     def _add(self, taking: Taking, new: Iterable[NewItem], limits: IntakeLimits | None) -> None:
         for batch in in_batches(new):
@@ -255,17 +303,6 @@ def _check(taking: Taking, limits: IntakeLimits, share_from: int) -> None:
             f"{taking.bad:,} of the first {taking.items:,} lines cannot be used; at most "
             f"{limits.max_bad_share:.0%} and {limits.max_bad_lines:,} may be"
         )
-
-
-def _lines(
-    blobs: BlobStore, key: str, ending: str, limits: ReadLimits, *, after: int
-) -> Generator[Line, None, None]:
-    if ending == ".parquet":
-        with blobs.local(key) as path:
-            yield from read_parquet(path, limits, after=after)
-    else:
-        stream = blobs.open(key)
-        yield from read_json_lines(stream, limits, compressed=ending.endswith(".gz"), after=after)
 
 
 def _readable(lines: Iterable[Line]) -> Iterator[Line]:

@@ -18,7 +18,17 @@ from asap_runtime.database import Database, after, now
 from asap_runtime.tables import idempotency, items, jobs
 from asap_runtime.values import Due, ItemProblem, NewItem, pack
 
-__all__ = ["LEASE_S", "REPORTED_LINES", "JobIntake", "Source", "in_batches", "takes_items"]
+__all__ = [
+    "LEASE_S",
+    "REPORTED_LINES",
+    "JobIntake",
+    "Source",
+    "StoredLines",
+    "StoredRun",
+    "StoredScores",
+    "in_batches",
+    "takes_items",
+]
 
 BATCH = 500
 BATCH_BYTES = 8 * 2**20
@@ -48,7 +58,19 @@ class StoredScores:
     scores_from: str
 
 
-Source = StoredLines | StoredScores
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A training run on stored data, which becomes the job's only item."""
+
+    base: str
+    model: str
+    sources: tuple[str, ...]
+    """What is trained on, then what each id must survive in as well: an ended job of the same
+    tenant by its id, or a stored file by its key, which has slashes.
+    """
+
+
+Source = StoredLines | StoredScores | StoredRun
 """What a job is taken in from, after the request that made it was answered."""
 
 
@@ -60,6 +82,8 @@ def source_to_json(source: Source) -> str:
 def source_from_json(stored: str) -> Source:
     """The inverse of `source_to_json`."""
     fields = json.loads(stored)
+    if "sources" in fields:
+        return StoredRun(**{**fields, "sources": tuple(fields["sources"])})
     return StoredScores(**fields) if "scores_from" in fields else StoredLines(**fields)
 
 
@@ -175,13 +199,15 @@ class JobIntake:
             )
             if lease is None:
                 return None
-            longer = (
-                update(jobs)
-                .where(jobs.c.id == job_id)
-                .values(intake_until=after(lease_s))
-                .returning(jobs.c.intake_until)
-            )
-            return int(connection.execute(longer).scalar_one())
+            return _extend(connection, job_id, lease_s)
+
+    def extend(self, job_id: str, lease: int, lease_s: float = LEASE_S) -> int:
+        """The lease of a taking that adds nothing yet, longer. Raises InvalidInput
+        (`job-finished`) when it is no longer held, or the job is stopped.
+        """
+        with self._database.write() as connection:
+            _open_job(connection, job_id, lease)
+            return _extend(connection, job_id, lease_s)
 
     def mark_ingested(self, job_id: str, *, lease: int | None = None) -> bool:
         """All items are in, work may begin. False when the job was stopped before or is whole, or
@@ -264,6 +290,16 @@ def _open_job(connection: Connection, job_id: str, lease: int | None) -> tuple[s
             code="job-finished",
         )
     return row.tenant, row.priority
+
+
+def _extend(connection: Connection, job_id: str, lease_s: float) -> int:
+    longer = (
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(intake_until=after(lease_s))
+        .returning(jobs.c.intake_until)
+    )
+    return int(connection.execute(longer).scalar_one())
 
 
 def _next_position(connection: Connection, job_id: str) -> int:

@@ -58,10 +58,19 @@ class JobLedger:
             views = _views(connection, _jobs_of(tenant).where(jobs.c.id == job_id))
         return views[0] if views else None
 
-    def has(self, tenant: str, job_id: str) -> bool:
-        """Whether the tenant has such a job; counts nothing."""
+    def kind(self, tenant: str, job_id: str) -> str | None:
+        """The kind of the tenant's job, None when there is no such job; counts nothing."""
         with self._database.read() as connection:
-            return _exists(connection, tenant, job_id)
+            return connection.execute(
+                select(jobs.c.kind).where(_is_job(tenant, job_id))
+            ).scalar_one_or_none()
+
+    def first_payload(self, tenant: str, job_id: str) -> bytes | None:
+        """What is stored of the job's first item now, ended or not; None before it is in."""
+        statement = _items_of(tenant, job_id, items.c.payload).where(items.c.position == 0)
+        with self._database.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None or row.payload is None else unpack(row.payload)
 
     def jobs(self, tenant: str, cursor: str | None = None, limit: int = 20) -> list[JobView]:
         """Jobs after the cursor, newest first. Cost grows with the number of their items."""

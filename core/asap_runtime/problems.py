@@ -20,6 +20,7 @@ from asap.errors import (
     NotFound,
     Overloaded,
     StorageFull,
+    TrainingFailed,
     Unauthorized,
     UpstreamError,
     UpstreamTimeout,
@@ -30,7 +31,7 @@ from asap_runtime.values import ItemProblem
 __all__ = ["INTERRUPTED", "PROBLEMS", "Problem", "describe", "item_problem", "problem_of"]
 
 INTERRUPTED = 130
-_SHOWN = frozenset({"retry_after_s", "line", "field", "errors"})
+_SHOWN = frozenset({"retry_after_s", "line", "field", "errors", "reason", "log"})
 """Context that callers see; the rest is for logs."""
 
 
@@ -53,6 +54,7 @@ PROBLEMS: dict[type[AsapError], Problem] = {
     Conflict: Problem("Conflict", 65, 409),
     Overloaded: Problem("Overloaded", 75, 429),
     CoarseExhausted: Problem("No valid coarse CoT", 65, 502),
+    TrainingFailed: Problem("Training failed", 70, 500),
     UpstreamError: Problem("The LLM server's answer cannot be used", 69, 502),
     UpstreamTimeout: Problem("The LLM server did not answer in time", 69, 504),
     UpstreamUnavailable: Problem("The LLM server is not available", 69, 503),

@@ -26,8 +26,10 @@ KNOBS = (*TARGETS, "min_steps", "refill", "protect_first", "protect_last", "coun
 ENDED = ("done", "cancelled", "expired")
 
 
-def ended_job(ledger: JobLedger, tenant: str, job_id: str) -> JobView:
-    """The job whose scores are asked for.
+def ended_job(
+    ledger: JobLedger, tenant: str, job_id: str, *, pointer: str = "/scores_from"
+) -> JobView:
+    """The job whose records are asked for, by the field `pointer` of a request.
 
     Raises NotFound, InvalidInput when it is no prune job, Conflict (`results-not-ready`) while it
     runs or when it never had records.
@@ -37,10 +39,10 @@ def ended_job(ledger: JobLedger, tenant: str, job_id: str) -> JobView:
         raise NotFound(f"there is no job {job_id[:64]!r}")
     if view.kind != "prune":
         detail = f"job {job_id} is a {view.kind} job; expected a prune job"
-        raise InvalidInput(detail, errors=[{"pointer": "/scores_from", "detail": detail}])
+        raise InvalidInput(detail, errors=[{"pointer": pointer, "detail": detail}])
     if view.phase not in ENDED or view.facts.finished_at is None:
         raise Conflict(
-            f"job {job_id} is {view.phase}; its scores can be used again once it has ended",
+            f"job {job_id} is {view.phase}; its records can be used again once it has ended",
             code="results-not-ready",
         )
     return view

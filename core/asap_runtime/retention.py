@@ -1,4 +1,5 @@
-"""Deletes what has been kept long enough: finished jobs, idempotency keys, the audit trail.
+"""Deletes what has been kept long enough: finished jobs, with the files of training runs,
+idempotency keys, the audit trail.
 
 Bounded passes in small transactions; every replica may run one.
 """
@@ -8,9 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from asap_runtime.audit import AuditTrail
+from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
+from asap_runtime.models import ModelRegistry
+from asap_runtime.run_removal import delete_job
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import get_logger
 
@@ -28,17 +32,20 @@ class Retention:
 
     Args:
         database: where all of it is.
+        blobs: where the files of training runs are; None: they stay.
         days: how long a finished job is kept.
     """
 
     def __init__(
         self,
         database: Database,
+        blobs: BlobStore | None = None,
         *,
         days: float = 30.0,
         period_s: float = PERIOD_S,
     ) -> None:
         self._sweep, self._ledger = Sweep(database), JobLedger(database)
+        self._registry, self._blobs = ModelRegistry(database), blobs
         self._keys, self._trail = IdempotencyKeys(database), AuditTrail(database)
         self._days, self._period_s = days, period_s
         self._log = get_logger()
@@ -57,6 +64,12 @@ class Retention:
         """One pass; whether there may be more to delete. Blocking."""
         old = self._sweep.finished_before(self._days * DAY_S, JOBS)
         for tenant, job_id in old:
-            self._ledger.delete(tenant, job_id)
+            self._delete(tenant, job_id)
         rows = (self._keys.forget_old(ROWS), self._trail.forget_old(ROWS))
         return len(old) == JOBS or ROWS in rows
+
+    def _delete(self, tenant: str, job_id: str) -> None:
+        if self._blobs is None:
+            self._ledger.delete(tenant, job_id)
+        else:
+            delete_job(self._ledger, self._blobs, self._registry, tenant, job_id)

@@ -11,13 +11,12 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from structlog.contextvars import bound_contextvars
 
-from asap.errors import AsapError
-from asap.methods import get_method
-from asap.types import Record
+from asap.errors import AsapError, CapacityError
+from asap.payloads import Payload, read_payload, route_of
 from asap_runtime.finisher import Finisher
 from asap_runtime.precedence import Precedence
 from asap_runtime.problems import item_problem
@@ -37,26 +36,30 @@ from asap_runtime.telemetry import (
 )
 from asap_runtime.values import Claimed, ItemProblem, Outcome
 
-__all__ = ["Done", "RunnerLimits", "Stage", "StageRunner", "Wait", "next_stage"]
+__all__ = ["Done", "Launching", "RunnerLimits", "Stage", "StageRunner", "Wait", "next_stage"]
+
+P = TypeVar("P", bound=Payload)
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """The stage is through with the record."""
+class Done(Generic[P]):
+    """The stage is through with the payload."""
 
-    record: Record
+    payload: P
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Generic[P]):
     """Not finished: ask again after so many seconds. Not an attempt."""
 
-    record: Record
+    payload: P
     seconds: float
 
 
-class Stage(Protocol):
-    """One station of the route. `process` is glue: it calls the core with an adapter."""
+class Stage(Protocol[P]):
+    """One station of the route, for one kind of payload. `process` is glue: it calls the core with
+    an adapter.
+    """
 
     @property
     def name(self) -> str:
@@ -69,11 +72,30 @@ class Stage(Protocol):
     async def start(self) -> None:
         """Load what the stage needs; called once, before the first item."""
 
-    async def process(self, record: Record) -> Done | Wait:
-        """The grown record. Raises AsapError; only retryable ones are tried again."""
+    async def process(self, payload: P, /) -> Done[P] | Wait[P]:
+        """The grown payload. Raises AsapError; only retryable ones are tried again."""
 
     async def stop(self) -> None:
         """Let go of what `start` took."""
+
+
+@runtime_checkable
+class Launching(Protocol):
+    """A stage whose work goes on while its item waits: in a process or a Kubernetes Job.
+
+    Nobody runs such an item when its job is cancelled, deleted or late, so nobody could be told.
+    The host asks instead, every few seconds: what is launched, whose job it is, and stops the rest
+    (see `asap_runtime.reconciling`). A job that is gone is found as well, and so is what a worker
+    before this one has left.
+    """
+
+    async def launched(self) -> Sequence[str]:
+        """The ids of the jobs that something of this worker still works on, whoever launched it.
+        A training run has the id of its job.
+        """
+
+    async def cancel(self, job_id: str, /) -> None:
+        """Stop that work and return at once, or soon; without effect when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +106,15 @@ class RunnerLimits:
     heartbeat_s: float = 4.0
     """Also how soon the work on a cancelled item ends."""
     timeout_s: float = 1800.0
+    """Of one call of `process`; an item that waits may live for days."""
     max_attempts: int = 5
     backoff_base_s: float = 2.0
     backoff_cap_s: float = 300.0
 
 
-def next_stage(record: Record, stage: str) -> str | None:
-    """The stage behind `stage` on the record's route; None at its end."""
-    route: Sequence[str] = get_method(record.config.method).stages
+def next_stage(payload: Payload, stage: str) -> str | None:
+    """The stage behind `stage` on the payload's route; None at its end."""
+    route = route_of(payload)
     at = route.index(stage) + 1 if stage in route else len(route)
     return route[at] if at < len(route) else None
 
@@ -101,7 +124,7 @@ class StageRunner:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: Stage[Any],
         store: JobStore,
         sweep: Sweep,
         queue: TaskQueue,
@@ -287,15 +310,20 @@ class StageRunner:
     async def _process(self, claim: Claimed) -> Outcome:
         """What the stage made of the item; every error is an outcome."""
         try:
-            record = Record.model_validate_json(claim.payload)
+            given = read_payload(claim.payload)
             async with asyncio.timeout(self._limits.timeout_s):
-                result = await self._stage.process(record)
+                result = await self._stage.process(given)
         except TimeoutError:
             problem = ItemProblem("upstream-timeout", "the stage took too long")
             return self._retry_or_fail(claim, problem, retryable=True)
         except AsapError as error:
             retry_after = error.context.get("retry_after_s")
             after_s = float(retry_after) if isinstance(retry_after, int | float) else 0.0
+            if isinstance(error, CapacityError):
+                # No fault of the item's, so no attempt, however often; its job's deadline ends it.
+                seconds = max(after_s, self._backoff_s(self._limits.max_attempts))
+                waiting = Outcome.wait(claim, claim.payload, seconds)
+                return replace(waiting, problem=item_problem(error))
             return self._retry_or_fail(
                 claim, item_problem(error), retryable=error.retryable, after_s=after_s
             )
@@ -303,10 +331,10 @@ class StageRunner:
             self._log.exception("item.crashed")
             problem = ItemProblem("internal-error", "an error of ours; the log has it")
             return Outcome.fail(claim, problem)
-        payload = result.record.model_dump_json().encode()
+        payload = result.payload.model_dump_json().encode()
         if isinstance(result, Wait):
             return Outcome.wait(claim, payload, result.seconds)
-        return Outcome.done(claim, payload, next_stage(result.record, self._stage.name))
+        return Outcome.done(claim, payload, next_stage(result.payload, self._stage.name))
 
     def _retry_or_fail(
         self,
@@ -316,8 +344,11 @@ class StageRunner:
         retryable: bool,
         after_s: float = 0.0,
     ) -> Outcome:
-        limits = self._limits
-        if not retryable or claim.attempt + 1 >= limits.max_attempts:
+        if not retryable or claim.attempt + 1 >= self._limits.max_attempts:
             return Outcome.fail(claim, problem)
-        ceiling = min(limits.backoff_cap_s, limits.backoff_base_s * 2**claim.attempt)
-        return Outcome.retry(claim, problem, max(after_s, random.uniform(0, ceiling)))
+        return Outcome.retry(claim, problem, max(after_s, self._backoff_s(claim.attempt)))
+
+    def _backoff_s(self, failures: int) -> float:
+        """A random wait, longer after more failures."""
+        limits = self._limits
+        return random.uniform(0, min(limits.backoff_cap_s, limits.backoff_base_s * 2**failures))

@@ -36,6 +36,7 @@ __all__ = [
     "items",
     "jobs",
     "metadata",
+    "models",
     "problems",
 ]
 
@@ -170,6 +171,32 @@ deliveries = Table(
     Column("outcome", String(64)),
     _partial("ix_deliveries_due", "not_before", where="ended_at IS NULL"),
     comment="Webhooks of finished jobs: one row, written with the end of the job.",
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),  # 1, 2, … and never given again
+    Column("stage", String(16), nullable=False),
+    Column("prefix", Text, nullable=False),  # of its files in the blob store
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("base", Text, nullable=False),
+    Column("job_id", String(32), nullable=False),  # outlives the job
+    Column("meta", Text, nullable=False),
+    Column("created_at", _MICROSECONDS, nullable=False),
+    Column("removed_at", _MICROSECONDS),
+    Index("ix_models_job", "job_id", unique=True),
+    Index(
+        "ix_models_production",
+        "tenant",
+        "name",
+        unique=True,
+        sqlite_where=text("stage = 'production'"),
+        postgresql_where=text("stage = 'production'"),
+    ),
+    comment="Trained models, one row a version; a removed one keeps its row, and so its number.",
 )
 
 api_keys = Table(

@@ -112,6 +112,10 @@ class Takings:
         taking.items += len(batch)
         taking.bad += sum(item.problem is not None for item in batch)
 
+    def keep(self, taking: Taking) -> None:
+        """Extend the lease while nothing is added. Raises InvalidInput as `add` does."""
+        taking.lease = self._intake.extend(taking.job_id, taking.lease, self._lease_s)
+
     def finish(self, taking: Taking) -> bool:
         """All lines are in. False when the job was stopped before, or the lease is another's."""
         return self._intake.mark_ingested(taking.job_id, lease=taking.lease)

@@ -52,6 +52,14 @@ __all__ = [
     "SELF_MESSAGE_AGE_SECONDS",
     "STAGE_SECONDS",
     "STALE_WRITES",
+    "TRAIN_ETA_SECONDS",
+    "TRAIN_GRAD_NORM",
+    "TRAIN_LEARNING_RATE",
+    "TRAIN_LOSS",
+    "TRAIN_MEMORY_BYTES",
+    "TRAIN_MFU",
+    "TRAIN_STEPS",
+    "TRAIN_TOKENS_PER_S",
     "LLMRequest",
     "annotate",
     "configure_logs",
@@ -134,6 +142,16 @@ SCORE_OPERATIONS = Counter("asap_score_operations", "Floating-point operations o
 SCORE_PEAK_RATE = Gauge(
     "asap_score_peak_rate", "Operations per second of one large matrix product, at the start"
 )
+
+# Training runs that this process looks at; a run's figures go when it ends.
+TRAIN_STEPS = Counter("asap_train_steps", "Optimiser steps of all runs")
+TRAIN_LOSS = Gauge("asap_train_loss", "Mean loss of a token, in nats", ["model"])
+TRAIN_LEARNING_RATE = Gauge("asap_train_learning_rate", "Of the last step", ["model"])
+TRAIN_GRAD_NORM = Gauge("asap_train_grad_norm", "Before it was clipped", ["model"])
+TRAIN_TOKENS_PER_S = Gauge("asap_train_tokens_per_s", "Padding left out", ["model"])
+TRAIN_MFU = Gauge("asap_train_mfu", "Share of the device's measured matrix rate", ["model"])
+TRAIN_MEMORY_BYTES = Gauge("asap_train_memory_bytes", "Most that the device held", ["model"])
+TRAIN_ETA_SECONDS = Gauge("asap_train_eta_seconds", "Until the run is done", ["model"])
 
 _PARENT = "traceparent"
 _propagator = TraceContextTextMapPropagator()

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from asap_gateway import events, jobs, operations, prune
+from asap_gateway import events, jobs, models, operations, prune
 from asap_gateway.audit import Audit
 from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
@@ -24,7 +24,10 @@ from asap_runtime.keys import KeyRing
 
 __all__ = ["create_app"]
 
-DESCRIPTION = "Compress chains of thought: anchor-guided pruning, then first-token surprisal."
+DESCRIPTION = (
+    "Compress chains of thought: anchor-guided pruning, then first-token surprisal. Train models "
+    "on what is left."
+)
 
 
 def create_app(
@@ -63,6 +66,7 @@ def create_app(
     app.include_router(prune.router)
     app.include_router(jobs.router)
     app.include_router(events.router)
+    app.include_router(models.router)
     app.include_router(operations.router)
 
     describe_api(app)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from asap.errors import InvalidInput, NotFound
-from asap_gateway.examples import EXAMPLES, NO_JOB, Example
+from asap_gateway.examples import EXAMPLES, PLACES, Example
 from asap_runtime.http_problems import MEDIA_TYPE, problem
 from asap_runtime.problems import problem_of
 
@@ -39,7 +39,7 @@ def _problem(example: Example) -> dict[str, object]:
     assert example.code is not None
     title = problem_of(NotFound("") if example.status == 404 else InvalidInput("")).title
     members = problem(example.status, example.code, title, example.detail or "")
-    return {**members, "instance": example.path.format(job_id=NO_JOB)}
+    return {**members, "instance": example.path.format(**PLACES)}
 
 
 def _add(content: dict[str, Any], name: str, value: object) -> None:

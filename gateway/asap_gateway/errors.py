@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from asap.errors import AsapError
-from asap_gateway.schemas import ProblemView
+from asap_gateway.schemas import TAG, ProblemView
 from asap_runtime.http_problems import MEDIA_TYPE, answer, pointer, problem
 from asap_runtime.problems import PROBLEMS, describe
 from asap_runtime.telemetry import get_logger
@@ -73,7 +74,7 @@ def install_handlers(app: FastAPI) -> None:
             return answer(request.url.path, _http_problem(400, "the body is no JSON"))
         errors = [
             # never the value: it may be a CoT
-            {"pointer": pointer(tuple(wrong["loc"][1:])), "detail": wrong["msg"]}
+            {"pointer": _pointer(wrong["loc"]), "detail": wrong["msg"]}
             for wrong in error.errors()
         ]
         first = errors[0]
@@ -93,6 +94,11 @@ def install_handlers(app: FastAPI) -> None:
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         get_logger().error("request.crashed", path=request.url.path, exc_info=error)
         return answer(request.url.path, describe(AsapError("an error of ours; the log has it")))
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """Into the body; without the parts that name a kind of body."""
+    return pointer([part for part in location[1:] if not str(part).startswith(TAG)])
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:

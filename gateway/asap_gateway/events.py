@@ -32,7 +32,8 @@ async def follow_job(
     gateway: Annotated[Gateway, Depends(get_gateway)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> EventSourceResponse:
-    """`progress` whenever counts change, with items per second and the time left; then `end`.
+    """`progress` whenever counts change, or the progress of a training run, with items per second
+    and the time left; then `end`.
 
     Each event is the whole state and its id is a hash of it: a client that comes back with
     Last-Event-ID gets the next change, and has missed nothing that matters.
@@ -66,7 +67,7 @@ async def _events(
 
 def _key(job: JobBody) -> str:
     """The same as long as nothing moved."""
-    state = job.model_dump_json(include={"phase", "counts"})
+    state = job.model_dump_json(include={"phase", "counts", "train"})
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["EXAMPLES", "Example"]
+__all__ = ["EXAMPLES", "PLACES", "Example"]
 
 TRIPLE: Final = {
     "question": "What is 2 + 2?",
@@ -13,7 +13,10 @@ TRIPLE: Final = {
     "answer": "4",
 }
 NO_JOB: Final = "0123456789abcdef0123456789abcdef"
+PLACES: Final = {"job_id": NO_JOB, "name": "pruned-coder", "version": 1}
+"""What stands in the paths of the examples: nothing is there."""
 JSON: Final = "application/json"
+TRAIN: Final = {"kind": "train", "base": "Qwen/Qwen2.5-7B", "model": "pruned-coder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Example:
     name: str
     method: str
     path: str
-    """As in the OpenAPI description, `{job_id}` and all."""
+    """As in the OpenAPI description, with the names of `PLACES`."""
     status: int
     body: Any = None
     """A JSON body; bytes are sent as they are."""
@@ -43,6 +46,12 @@ def _unknown(method: str, below: str) -> Example:
     detail = f"there is no job {NO_JOB!r}"
     path = f"/jobs/{{job_id}}{below}"
     return Example("an unknown job", method, path, 404, code="not-found", detail=detail)
+
+
+def _no_model(method: str, below: str, body: Any = None) -> Example:
+    named = "pruned-coder@1" if "version" in below else "pruned-coder"
+    detail, path = f"there is no model {named!r}", f"/models/{{name}}{below}"
+    return Example("an unknown model", method, path, 404, body, code="not-found", detail=detail)
 
 
 EXAMPLES: Final = (
@@ -124,6 +133,42 @@ EXAMPLES: Final = (
         "invalid-input",
         "the data set's address cannot be used: expected plain names between single slashes",
     ),
+    _post(
+        "a model on the records of an unknown job",
+        "/jobs",
+        404,
+        {**TRAIN, "job": NO_JOB, "config": {"epochs": 3}},
+        "not-found",
+        f"there is no job {NO_JOB!r}",
+    ),
+    _post(
+        "a model on nothing",
+        "/jobs",
+        422,
+        TRAIN,
+        "invalid-input",
+        "the request: Value error, expected exactly one of job and dataset",
+    ),
+    _post(
+        "a recipe that cannot work",
+        "/jobs",
+        422,
+        {**TRAIN, "job": NO_JOB, "config": {"gpus": 8}},
+        "invalid-input",
+        "/config: Value error, backend unsloth trains on one device; take plain for several",
+    ),
+    _post(
+        "a kind that is unknown",
+        "/jobs",
+        422,
+        {"kind": "bake"},
+        "invalid-input",
+        "the request: kind must be one of prune and train",
+    ),
+    _no_model("get", ""),
+    _no_model("get", "/{version}"),
+    _no_model("post", "/{version}/stage", {"stage": "production"}),
+    _no_model("delete", "/{version}"),
     _unknown("get", ""),
     _unknown("get", "/items"),
     _unknown("get", "/result"),

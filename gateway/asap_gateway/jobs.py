@@ -15,7 +15,16 @@ from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES
 from asap_gateway.idempotency import idempotency_key
 from asap_gateway.json_body import JsonRoute
-from asap_gateway.schemas import EstimateBody, ItemPage, JobBody, JobPage, JobRequest
+from asap_gateway.schemas import (
+    EstimateBody,
+    ItemPage,
+    JobBody,
+    JobPage,
+    JobRequest,
+    Submission,
+    TrainEstimateBody,
+    TrainRequest,
+)
 from asap_gateway.service import Gateway, get_gateway
 from asap_gateway.upload import UPLOAD_BODY, accepted, take_upload
 from asap_runtime.layouts import Format, Layout, in_chunks
@@ -29,6 +38,12 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
 }
 
 ESTIMATED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "model": EstimateBody | TrainEstimateBody,
+        "description": "The estimate of a `dry_run`",
+    }
+}
+UPLOAD_ESTIMATED: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": EstimateBody, "description": "The estimate of a `dry_run`"}
 }
 
@@ -45,25 +60,37 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 
 @router.post("", status_code=202, response_model=JobBody, responses=ESTIMATED)
 async def submit_job(
-    body: JobRequest, request: Request, caller: Caller, gateway: TheGateway
+    body: Submission, request: Request, caller: Caller, gateway: TheGateway
 ) -> JSONResponse:
     """Submit triples given in the body, a data set of the server's blob store, or the scores of an
-    ended job. With `dry_run` 200 and an estimate.
+    ended job; or, as `kind` train, a model to be trained. With `dry_run` 200 and an estimate.
     """
-    tenant, submissions = caller.tenant, gateway.submissions
+    tenant, key = caller.tenant, idempotency_key(request)
+    taken = await asyncio.to_thread(_take, gateway, tenant, body, key)
+    if not isinstance(taken, str):
+        return JSONResponse(taken.model_dump(mode="json"))
+    return await asyncio.to_thread(accepted, gateway, tenant, request, taken)
+
+
+def _take(
+    gateway: Gateway, tenant: str, body: JobRequest | TrainRequest, key: str | None
+) -> str | EstimateBody | TrainEstimateBody:
+    """The id of the new job, or the estimate of a `dry_run`. Blocking."""
+    if isinstance(body, TrainRequest):
+        if body.dry_run:
+            return gateway.training.estimate(tenant, body)
+        gateway.submissions.admit(tenant, 1)
+        return gateway.training.submit(tenant, body, key)
     if body.dry_run:
-        planned = await asyncio.to_thread(submissions.estimate, tenant, body)
-        return JSONResponse(planned.model_dump(mode="json"))
-    key = idempotency_key(request)
-    job_id = await asyncio.to_thread(submissions.submit, tenant, body, key)
-    return await asyncio.to_thread(accepted, gateway, tenant, request, job_id)
+        return gateway.submissions.estimate(tenant, body)
+    return gateway.submissions.submit(tenant, body, key)
 
 
 @router.post(
     "/upload",
     status_code=202,
     response_model=JobBody,
-    responses=ESTIMATED,
+    responses=UPLOAD_ESTIMATED,
     openapi_extra=UPLOAD_BODY,
 )
 async def upload_job(request: Request, caller: Caller, gateway: TheGateway) -> Response:
@@ -113,10 +140,18 @@ async def get_result(
         Format | None, Query(description="default: what Accept names, else jsonl")
     ] = None,
 ) -> StreamingResponse:
-    """Finished records in input order, also while the job runs."""
+    """Finished records in input order, also while the job runs; of a training job its run, with
+    `result`, once it has ended well.
+    """
     chosen = format or _negotiated(request.headers.get("accept", ""))
-    await asyncio.to_thread(gateway.check_job, caller.tenant, job_id)
-    chunks = in_chunks(gateway.records(caller.tenant, job_id), layout, chosen)
+    kind = await asyncio.to_thread(gateway.kind, caller.tenant, job_id)
+    if kind == "prune":
+        chunks = in_chunks(gateway.records(caller.tenant, job_id), layout, chosen)
+    elif (layout, chosen) == ("record", "jsonl"):
+        chunks = gateway.lines(caller.tenant, job_id)
+    else:
+        detail = f"the result of a {kind} job has the layout record and the format jsonl alone"
+        raise InvalidInput(detail, code="not-acceptable")
     return StreamingResponse(chunks, media_type=MEDIA_TYPES[chosen])
 
 

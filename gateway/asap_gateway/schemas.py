@@ -4,16 +4,30 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 
+from asap.runs import TrainProgress, TrainResult, TrainRun
+from asap.train_config import TrainConfig
 from asap.types import Triple
+from asap_runtime.models import MODEL_NAME
+from asap_runtime.queue import BACKGROUND, BATCH
 from asap_runtime.values import ItemProblem
 from asap_runtime.views import ErrorSummary, ItemView, JobView
 
 __all__ = [
+    "PRIORITIES",
+    "TAG",
     "EstimateBody",
     "ItemBody",
     "ItemPage",
@@ -23,7 +37,14 @@ __all__ = [
     "JobRequest",
     "ProblemView",
     "PruneRequest",
+    "Submission",
+    "TrainBody",
+    "TrainEstimateBody",
+    "TrainRequest",
 ]
+
+PRIORITIES: Final = {"batch": BATCH, "background": BACKGROUND}
+JOB_ID: Final = r"^[0-9a-f]{32}$"
 
 Config = Annotated[
     dict[str, Any],
@@ -44,19 +65,24 @@ class PruneRequest(_Body):
     """Longest wait for the record; 202 and a Location after it."""
 
 
-class JobOptions(_Body):
-    """What may be said of a job, wherever its triples come from."""
+class _Options(_Body):
+    """What may be said of a job of any kind."""
 
-    config: Config = {}
     priority: Literal["batch", "background"] = "batch"
     webhook: str | None = Field(None, max_length=2048)
     """https address of an allowed host, told when the job has ended."""
-    cost_cap_usd: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False)
-    """LLM calls of the job stop at this sum."""
     deadline_s: float | None = Field(None, ge=1, le=30 * 86400, allow_inf_nan=False)
     """Items that are not done so long after the submission fail."""
     dry_run: bool = False
     """Answer 200 with an estimate; nothing is kept."""
+
+
+class JobOptions(_Options):
+    """What may be said of a prune job, wherever its triples come from."""
+
+    config: Config = {}
+    cost_cap_usd: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False)
+    """LLM calls of the job stop at this sum."""
 
 
 class JobRequest(JobOptions):
@@ -75,6 +101,57 @@ class JobRequest(JobOptions):
         if sum(source is not None for source in given) != 1:
             raise ValueError("expected exactly one of triples, dataset and scores_from")
         return self
+
+
+class TrainRequest(_Options):
+    """A model to train, from one of two sources. The data is gathered in the background."""
+
+    kind: Literal["train"]
+    config: TrainConfig = TrainConfig()
+    base: str = Field(
+        min_length=1, max_length=512, pattern=r"^[^\s\x00-\x1f\x7f-][^\x00-\x1f\x7f]*$"
+    )
+    """Where to start: a model's hub name, or `name@version` of the registry."""
+    model: str = Field(pattern=MODEL_NAME)
+    """Name of the result in the registry, which gives it the next version."""
+    job: str | None = Field(None, pattern=JOB_ID)
+    """An ended prune job: its records are trained on."""
+    dataset: str | None = Field(None, max_length=1024)
+    """URI of a file in the server's blob store: records, chats, triples, or prompts with
+    completions.
+    """
+    common_with: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        [], max_length=16
+    )
+    """Ended prune jobs by their ids, or files by their URIs: only what is in all of them is trained
+    on.
+    """
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.job is None) == (self.dataset is None):
+            raise ValueError("expected exactly one of job and dataset")
+        return self
+
+
+TAG: Final = "kind="
+"""How the parts of an error's location begin that name a kind of body and no field."""
+
+
+def _kind_of(body: object) -> str:
+    kind = body.get("kind") if isinstance(body, Mapping) else None
+    return f"{TAG}{'prune' if kind is None else kind}"
+
+
+Submission = Annotated[
+    Annotated[JobRequest, Tag(f"{TAG}prune")] | Annotated[TrainRequest, Tag(f"{TAG}train")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind must be one of prune and train",
+    ),
+]
+"""The body of POST /jobs: by `kind`, which is `prune` where it is missing."""
 
 
 class EstimateBody(_Body):
@@ -96,6 +173,19 @@ class EstimateBody(_Body):
     tokenizer: str
     sampled: bool
     sample_records: int
+
+
+class TrainEstimateBody(_Body):
+    """What a run would be trained on: the answer to `dry_run`. Before `common_with`, and before
+    samples are dropped for their length.
+    """
+
+    samples: int
+    tokens: int
+    """Of all samples, without what a chat template adds."""
+    tokenizer: str
+    sample_records: int
+    """So many were counted; their mean stands for the others."""
 
 
 class ProblemView(BaseModel):
@@ -143,6 +233,34 @@ class ErrorCountBody(_Body):
     detail: str
 
 
+class TrainBody(_Body):
+    """How a training job stands, beside its phase. Null before its data has been gathered."""
+
+    base: str
+    model: str
+    version: int | None
+    """Of `model` in the registry, once the run has ended well and until that version is removed."""
+    attempt: int | None
+    """Counts launches from 0; null before the first."""
+    progress: TrainProgress | None
+    result: TrainResult | None
+    meta: dict[str, JsonValue]
+    """Where the data came from."""
+
+    @classmethod
+    def of(cls, run: TrainRun, version: int | None) -> TrainBody:
+        """The body of a run."""
+        return cls(
+            base=run.base,
+            model=run.model,
+            version=version,
+            attempt=None if run.launch is None else run.launch.attempt,
+            progress=run.progress,
+            result=run.result,
+            meta=run.meta,
+        )
+
+
 class JobBody(_Body):
     """A job: its phase follows from its items. Times are seconds since the epoch."""
 
@@ -164,9 +282,16 @@ class JobBody(_Body):
     problems: list[ItemProblemBody]
     error_summary: list[ErrorCountBody] | None
     """The five most frequent problem codes of failed items. Null in lists and while it runs."""
+    train: TrainBody | None
+    """Of a training job, once its data has been gathered. Null in lists."""
 
     @classmethod
-    def of(cls, view: JobView, errors: Sequence[ErrorSummary] | None = None) -> JobBody:
+    def of(
+        cls,
+        view: JobView,
+        errors: Sequence[ErrorSummary] | None = None,
+        train: TrainBody | None = None,
+    ) -> JobBody:
         """The body of a job, with what went wrong in it when it has ended."""
         facts = view.facts
         counts = [
@@ -192,6 +317,7 @@ class JobBody(_Body):
                 ErrorCountBody(code=e.code, items=e.items, first_line=e.first_line, detail=e.detail)
                 for e in errors
             ],
+            train=train,
         )
 
 

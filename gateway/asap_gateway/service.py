@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from fastapi import Request
 
 from asap.errors import NotFound, UpstreamUnavailable
+from asap.runs import TrainRun
 from asap.types import Record
-from asap_gateway.schemas import ItemBody, ItemPage, JobBody, JobPage
+from asap_gateway.schemas import ItemBody, ItemPage, JobBody, JobPage, TrainBody
 from asap_gateway.settings import GatewayLimits
 from asap_gateway.submissions import ServerKnowledge, Submissions
+from asap_gateway.training import TrainSubmissions
 from asap_gateway.waiting import Waits
 from asap_runtime.audit import AuditTrail
 from asap_runtime.blobs import BlobStore
@@ -21,8 +23,10 @@ from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
 from asap_runtime.migrate import at_head
+from asap_runtime.models import ModelRegistry
 from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
+from asap_runtime.run_removal import delete_job
 from asap_runtime.tables import ItemStatus
 
 __all__ = ["Gateway", "get_gateway"]
@@ -32,7 +36,9 @@ NOTHING_KNOWN = ServerKnowledge()
 
 
 class Gateway:
-    """The jobs of one server's tenants; `submissions` takes new ones in."""
+    """The jobs and models of one server's tenants; `submissions` takes new jobs in, and `training`
+    those of its kind.
+    """
 
     def __init__(
         self,
@@ -48,6 +54,15 @@ class Gateway:
         self.queue, self.limits = queue, limits
         self.precedence = precedence or Precedence()
         self.submissions = Submissions(database, queue, limits, blobs, knowledge, wake)
+        self.training = TrainSubmissions(
+            database,
+            blobs,
+            limits,
+            knowledge.webhooks,
+            knowledge.counter,
+            self.submissions.ingester,
+        )
+        self.models, self._blobs = ModelRegistry(database), blobs
         self.idempotency, self.audit = IdempotencyKeys(database), AuditTrail(database)
         self._database, self._ledger = database, JobLedger(database)
         self.waits = Waits(self._ledger, limits.max_waits)
@@ -60,12 +75,15 @@ class Gateway:
             raise _no_job(job_id)
         ended = view.facts.finished_at is not None
         errors = self._ledger.error_summary(tenant, job_id) if ended else None
-        return JobBody.of(view, errors)
+        train = self._train(tenant, job_id) if view.kind == "train" else None
+        return JobBody.of(view, errors, train)
 
-    def check_job(self, tenant: str, job_id: str) -> None:
-        """Raise NotFound unless there is the job."""
-        if not self._ledger.has(tenant, job_id):
+    def kind(self, tenant: str, job_id: str) -> str:
+        """The kind of the job: prune or train. Raises NotFound."""
+        kind = self._ledger.kind(tenant, job_id)
+        if kind is None:
             raise _no_job(job_id)
+        return kind
 
     def jobs(self, tenant: str, cursor: str | None, limit: int) -> JobPage:
         """A page of jobs, newest first."""
@@ -77,13 +95,19 @@ class Gateway:
         self, tenant: str, job_id: str, cursor: int | None, limit: int, status: ItemStatus | None
     ) -> ItemPage:
         """A page of items in input order."""
-        self.check_job(tenant, job_id)
+        self.kind(tenant, job_id)
         views = self._ledger.items(tenant, job_id, cursor, limit, status)
         following = views[-1].position if len(views) == limit else None
         return ItemPage(items=[ItemBody.of(view) for view in views], next_cursor=following)
 
+    def lines(self, tenant: str, job_id: str) -> Iterator[bytes]:
+        """What succeeded items hold, a line of JSON each, in input order."""
+        for result in self._ledger.results(tenant, job_id):
+            if result.payload is not None:
+                yield result.payload + b"\n"
+
     def records(self, tenant: str, job_id: str) -> Iterator[Record]:
-        """Succeeded records in input order."""
+        """Succeeded records of a prune job in input order."""
         for result in self._ledger.results(tenant, job_id):
             if result.payload is not None:
                 yield Record.model_validate_json(result.payload)
@@ -96,14 +120,28 @@ class Gateway:
 
     def retry(self, tenant: str, job_id: str) -> JobBody:
         """Run the failed items of a finished job again."""
-        self.check_job(tenant, job_id)
+        self.kind(tenant, job_id)
         self._ledger.retry_failed(tenant, job_id)
         return self.job(tenant, job_id)
 
     def delete(self, tenant: str, job_id: str) -> None:
-        """Stop and delete the job."""
-        if not self._ledger.delete(tenant, job_id):
+        """Stop and delete the job; of a training job the files, too, but for a model's in the
+        registry.
+        """
+        if not delete_job(self._ledger, self._blobs, self.models, tenant, job_id):
             raise _no_job(job_id)
+
+    def delete_model(self, tenant: str, name: str, version: int) -> None:
+        """Delete a version with its files. Raises NotFound, or Conflict while in production."""
+        self._blobs.delete_below(self.models.remove(tenant, name, version).prefix)
+
+    def _train(self, tenant: str, job_id: str) -> TrainBody | None:
+        payload = self._ledger.first_payload(tenant, job_id)
+        if payload is None:
+            return None
+        made = self.models.of_job(tenant, job_id)
+        run = TrainRun.model_validate_json(payload)
+        return TrainBody.of(run, None if made is None else made.version)
 
     def check_ready(self) -> None:
         """Raise AsapError while requests had better go elsewhere."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from asap.config import PruneConfig
 from asap.errors import AsapError, InvalidInput
@@ -19,7 +19,7 @@ from asap.types import Triple
 from asap_gateway.admission import Admission
 from asap_gateway.configs import read_config
 from asap_gateway.estimates import SAMPLE, check_cap, estimate_job, require_prices
-from asap_gateway.schemas import EstimateBody, JobOptions, JobRequest
+from asap_gateway.schemas import PRIORITIES, EstimateBody, JobOptions, JobRequest
 from asap_gateway.settings import GatewayLimits
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
@@ -27,7 +27,7 @@ from asap_runtime.datasets import ENDINGS, ending_of
 from asap_runtime.ingest import Ingester, detect, new_item, stored_triples
 from asap_runtime.intake import JobIntake, Source, StoredLines, StoredScores
 from asap_runtime.ledger import JobLedger
-from asap_runtime.queue import BACKGROUND, BATCH, LIVE, Message, TaskQueue
+from asap_runtime.queue import LIVE, Message, TaskQueue
 from asap_runtime.rebudgeting import ended_job, rebudgeted_values
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import span, trace_context, trace_parent
@@ -35,8 +35,6 @@ from asap_runtime.values import micro_usd
 from asap_runtime.webhooks import WebhookSettings, check_url
 
 __all__ = ["ServerKnowledge", "Submissions"]
-
-PRIORITIES: Final = {"batch": BATCH, "background": BACKGROUND}
 
 
 @dataclass(frozen=True, slots=True)

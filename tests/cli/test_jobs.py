@@ -241,7 +241,7 @@ def test_scores_are_used_again_at_another_target(asap, server, samples, tmp_path
 def test_what_cannot_be_rebudgeted(asap, server, held):
     ran = asap("jobs", "rebudget", held, "--max-tokens", 9)
     assert (ran.code, ran.out) == (65, "")
-    assert "its scores can be used again once it has ended" in ran.err
+    assert "its records can be used again once it has ended" in ran.err
     assert asap("jobs", "rebudget", "0" * 32, "--max-tokens", 9).code == 66
     for targets in ((), ("--max-tokens", 9, "--keep-ratio", 0.5)):
         ran = asap("jobs", "rebudget", held, *targets)

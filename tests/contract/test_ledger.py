@@ -167,6 +167,16 @@ def test_delete_removes_all_rows_and_ends_the_work(platform):
 
 def test_a_job_is_there_for_its_tenant_alone(platform):
     job_id = platform.job(1)
-    assert platform.ledger.has(TENANT, job_id)
-    assert not platform.ledger.has("another", job_id)
-    assert not platform.ledger.has(TENANT, "0" * 32)
+    assert platform.ledger.kind(TENANT, job_id) == "prune"
+    assert platform.ledger.kind("another", job_id) is None
+    assert platform.ledger.kind(TENANT, "0" * 32) is None
+
+
+def test_the_first_payload_is_read_while_its_item_is_open(platform):
+    job_id = platform.job(2)
+    assert platform.ledger.first_payload(TENANT, job_id) == b'{"n":1}'
+    [first, _] = platform.claim()
+    assert platform.store.wait(first, b'{"n":1,"half":true}', 60)
+    assert platform.ledger.first_payload(TENANT, job_id) == b'{"n":1,"half":true}'
+    assert platform.ledger.first_payload("another", job_id) is None
+    assert platform.ledger.first_payload(TENANT, platform.job(0)) is None

@@ -61,7 +61,7 @@ async def test_the_stage_is_ready_and_prunes_as_with_torch(stages):
     record = Record(
         triple=Triple(id="x", question=QUESTION, cot="\n\n".join(STEPS), answer="3"), config=config
     )
-    there, here = [(await stage.process(record)).record for stage in stages]
+    there, here = [(await stage.process(record)).payload for stage in stages]
     assert there.kept_steps == here.kept_steps
     assert len(here.kept_steps) == len(STEPS) - removed
     assert there.tokens.pruned == here.tokens.pruned
@@ -81,9 +81,9 @@ async def test_many_records_at_once_and_in_rounds(stages):
         *(vllm.process(Record(triple=triple, config=config)) for triple in triples)
     )
     for triple, one in zip(triples, done, strict=True):
-        assert one.record.id == triple.id
-        assert one.record.fine.removed
-        assert one.record.tokens.pruned < one.record.tokens.original
+        assert one.payload.id == triple.id
+        assert one.payload.fine.removed
+        assert one.payload.tokens.pruned < one.payload.tokens.original
 
 
 async def test_the_endpoint_answers_and_refuses_what_the_server_cannot_tell(stages):

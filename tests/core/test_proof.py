@@ -28,6 +28,7 @@ def test_a_refusal_by_algorithm_1_names_the_nearest_step_and_its_ratio():
     assert report.kept == (0,)
     assert "step 2 of 2" in report.reason
     assert "the nearest, step 2, has a ratio of 0.56, 0.60 is needed" in report.reason
+    assert report.similarity == pytest.approx(0.56, abs=0.005)
 
 
 def test_a_refusal_without_anything_alike_names_no_step():

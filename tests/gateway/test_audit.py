@@ -87,7 +87,7 @@ async def test_no_changing_route_is_forgotten(app, trail):
     assert len(changing) >= 6
     async with client(app) as http:
         for method, path in changing:
-            await http.request(method, path.format(job_id="unknown"))
+            await http.request(method, path.format(job_id="unknown", name="m", version=1))
     assert {action for _, action, _, _ in acts(trail)} == {f"{m} {p}" for m, p in changing}
 
 

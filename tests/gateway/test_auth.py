@@ -125,7 +125,7 @@ async def test_every_failure_sounds_the_same(door):
 def routes(app):
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
-            yield method.upper(), path.format(job_id="0" * 32)
+            yield method.upper(), path.format(job_id="0" * 32, name="coder", version=1)
     yield "GET", "/openapi.json"
     yield "POST", "/nowhere"
 

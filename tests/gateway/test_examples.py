@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asap_gateway.examples import EXAMPLES, NO_JOB
+from asap_gateway.examples import EXAMPLES, PLACES
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.method} {e.path}: {e.name}")
@@ -12,7 +12,7 @@ async def test_an_example_gets_the_answer_that_is_shown(client, example):
     given = {"json": example.body}
     if isinstance(example.body, bytes):
         given = {"content": example.body, "headers": {"content-type": example.media_type}}
-    path = example.path.format(job_id=NO_JOB)
+    path = example.path.format(**PLACES)
     answer = await client.request(example.method, path, **given)
     assert answer.status_code == example.status, answer.text
     if example.code is not None:

@@ -1,8 +1,22 @@
 from __future__ import annotations
 
-from asap_gateway.schemas import ItemBody, JobBody
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from asap.runs import Launch, TrainRun
+from asap.train_config import TrainConfig
+from asap_gateway.schemas import (
+    ItemBody,
+    JobBody,
+    JobRequest,
+    Submission,
+    TrainBody,
+    TrainRequest,
+)
 from asap_runtime.phases import JobFacts, StageCount
 from asap_runtime.views import ErrorSummary, ItemView, JobView
+
+SUBMISSION = TypeAdapter(Submission)
 
 
 def a_view(**fields):
@@ -41,3 +55,52 @@ def test_an_item_shows_its_name_and_its_cost():
     view = ItemView(0, 1, "mine", "anchor", "queued", 0, 2_500, None)
     body = ItemBody.of(view)
     assert (body.custom_id, body.cost_usd, body.line) == ("mine", 0.0025, 1)
+
+
+RUN = TrainRun(id="0" * 32, tenant="t", config=TrainConfig(), base="b", model="m", data="t/x.jsonl")
+
+
+def test_a_run_is_shown_without_its_places_in_the_store():
+    body = TrainBody.of(RUN, None).model_dump()
+    assert body == {
+        "base": "b",
+        "model": "m",
+        "version": None,
+        "attempt": None,
+        "progress": None,
+        "result": None,
+        "meta": {},
+    }
+    launch = Launch(launcher="kubernetes", name="secret", attempt=2)
+    assert TrainBody.of(RUN.grown(launch=launch), 7).model_dump() == body | {
+        "version": 7,
+        "attempt": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"scores_from": "x"}, JobRequest),
+        ({"kind": "prune", "scores_from": "x"}, JobRequest),
+        ({"kind": "train", "base": "b", "model": "m", "dataset": "x"}, TrainRequest),
+    ],
+)
+def test_a_body_is_read_by_its_kind_which_may_be_missing(body, expected):
+    assert type(SUBMISSION.validate_python(body)) is expected
+
+
+@pytest.mark.parametrize("body", [{"kind": "bake"}, {"kind": None}, {"kind": []}, [], "x", None])
+def test_a_body_of_no_known_kind_is_refused(body):
+    with pytest.raises(ValidationError):
+        SUBMISSION.validate_python(body)
+
+
+def test_the_description_has_one_schema_a_kind():
+    schema = SUBMISSION.json_schema()
+    assert [one["$ref"].rpartition("/")[2] for one in schema["oneOf"]] == [
+        "JobRequest",
+        "TrainRequest",
+    ]
+    assert "kind" in schema["$defs"]["TrainRequest"]["required"]
+    assert "kind" not in schema["$defs"]["JobRequest"].get("required", [])

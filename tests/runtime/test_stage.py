@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from asap.config import PruneConfig
-from asap.errors import InvalidInput, UpstreamUnavailable
+from asap.errors import CapacityError, InvalidInput, UpstreamUnavailable
 from asap.types import Record, Triple
 from asap_runtime.database import Database, open_engine
 from asap_runtime.host import StageHost
@@ -142,6 +142,40 @@ async def test_a_retryable_error_is_tried_again_and_bounded(database):
     assert [r.problem.code for r in results[1:3]] == ["upstream-unavailable", "no-code"]
     attempts = [sum(seen.endswith(f"-{i}") for seen in anchor.seen) for i in range(4)]
     assert attempts == [3, 3, 1, 1]
+
+
+async def test_an_item_outlives_any_number_of_lacks_of_capacity(database):
+    refusals, seen = 4 * FAST.max_attempts, []
+
+    async def act(record, times):
+        with database.engine.connect() as connection:
+            seen.append(connection.execute(select(items.c.attempt, items.c.problem_code)).one())
+        if times <= refusals:
+            raise CapacityError("no memory")
+        if times == refusals + 1:
+            raise UpstreamUnavailable("busy")  # the first attempt that counts
+
+    async with host_of(database, Scripted("anchor", act), Scripted("surprisal")):
+        [result] = await ended(database, job_of(database, 1))
+    assert (result.status, result.problem) == ("succeeded", None)
+    lacks = [(0, "device-out-of-memory")] * refusals
+    assert seen == [(0, None), *lacks, (1, "upstream-unavailable")]
+
+
+async def test_the_deadline_of_the_job_ends_an_item_that_finds_no_capacity(database):
+    async def act(record, times):
+        raise CapacityError("no memory")
+
+    job = job_of(database, 2)
+    async with host_of(database, Scripted("anchor", act)):
+        await asyncio.sleep(0.3)
+        with database.engine.begin() as connection:
+            connection.execute(update(jobs).values(expires_at=1))
+        async with asyncio.timeout(10):
+            while {r.status for r in JobLedger(database).results("t", job)} != {"failed"}:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    codes = [r.problem.code for r in JobLedger(database).results("t", job)]
+    assert codes == ["deadline-exceeded"] * 2
 
 
 async def test_a_crash_is_logged_without_the_text_and_fails_its_item_alone(database, capsys):

@@ -27,6 +27,7 @@ from asap.ports import ChatResult, Sampling
 from asap.windows import rough_tokens
 from asap_anchor.cache import ReplyCache, reply_key
 from asap_anchor.failures import Failures, Transient, concerns
+from asap_anchor.hedge import first_answer
 from asap_anchor.limits import AdaptiveLimit, Breaker, Pace, Slots
 from asap_anchor.transport import OPENAI_URL, Transport, host_of
 from asap_anchor.wire import Dialect, Refusal, chat_body, read_reply
@@ -46,6 +47,8 @@ class ChatStats:
     """Replies asked of the server; a retry is not a new call."""
     cached: int = 0
     """Replies that came from the cache."""
+    hedged: int = 0
+    """Requests that were sent beside a slow one."""
     retries: int = 0
     waited_s: float = 0.0
     """Backoff before retries, summed over concurrent calls."""
@@ -58,6 +61,8 @@ class OpenAIChat:
     more than the given requests and tokens per minute. `timeout_s` bounds one request.
     `max_transport` retries follow transport failures, after a random wait of up to
     `backoff_base_s` * 2^n or as long as the server asks, at most `backoff_cap_s`.
+    A request that takes longer than `hedge_after_s` is sent a second time, when a slot is free and
+    rates allow it, and the first answer wins; the server may bill both.
     With a `breaker` no call is tried while it is open. `price_in`, `price_out` and `price_cached`
     are USD per million tokens; the first two are needed for a cost.
     No `base_url` is OpenAI's own. A server without keys takes any `api_key`. `measure` is put
@@ -74,6 +79,7 @@ class OpenAIChat:
         concurrency: int = 32,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        hedge_after_s: float | None = None,
         max_transport: int = 6,
         backoff_base_s: float = 2.0,
         backoff_cap_s: float = 120.0,
@@ -91,6 +97,7 @@ class OpenAIChat:
         self._limit = AdaptiveLimit(concurrency)
         self._slots = Slots(self._limit)
         self._requests, self._tokens = Pace(requests_per_minute), Pace(tokens_per_minute)
+        self._hedge_after_s = hedge_after_s
         self._breaker = breaker
         self._max_transport = max_transport
         self._backoff_base_s = backoff_base_s
@@ -187,8 +194,23 @@ class OpenAIChat:
                 return result
 
     async def _post(self, prompt: str, sampling: Sampling, dialect: Dialect) -> ChatResult:
-        reserved = rough_tokens(prompt)
-        await self._wait_for_turn(reserved)
+        """One request in its turn, and a second one beside it where it is slow."""
+        await self._wait_for_turn(rough_tokens(prompt))
+        first = self._exchange(prompt, sampling, dialect)
+        if self._hedge_after_s is None:
+            return await first
+        return await first_answer(
+            first, lambda: self._post_again(prompt, sampling, dialect), self._hedge_after_s
+        )
+
+    async def _post_again(self, prompt: str, sampling: Sampling, dialect: Dialect) -> ChatResult:
+        async with self._slots:
+            await self._wait_for_turn(rough_tokens(prompt))
+            self.stats.hedged += 1
+            return await self._exchange(prompt, sampling, dialect)
+
+    async def _exchange(self, prompt: str, sampling: Sampling, dialect: Dialect) -> ChatResult:
+        """One request and what it says of the server: to limit, rates and breaker."""
         probe, began = self._enter(), time.monotonic()
         request = self._request(prompt, sampling, dialect)
         try:
@@ -205,7 +227,8 @@ class OpenAIChat:
             raise
         kind = (sampling.temperature, sampling.json_schema is not None)
         self._limit.answered(kind, began=began, now=time.monotonic())
-        self._tokens.correct(result.usage.prompt_tokens + result.usage.completion_tokens - reserved)
+        used = result.usage.prompt_tokens + result.usage.completion_tokens
+        self._tokens.correct(used - rough_tokens(prompt))
         if self._breaker is not None:
             self._breaker.end(None, time.monotonic(), probe=probe)
         return result
@@ -213,8 +236,12 @@ class OpenAIChat:
     async def _wait_for_turn(self, tokens: int) -> None:
         now = time.monotonic()
         seconds = max(self._requests.reserve(1, now), self._tokens.reserve(tokens, now))
-        if seconds > 0:
+        try:
             await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self._requests.correct(-1)  # the turn is for whoever comes next
+            self._tokens.correct(-tokens)
+            raise
 
     def _enter(self) -> bool:
         """Whether the request that starts now is the breaker's probe."""

@@ -24,6 +24,9 @@ class LLMSettings(Group):
     """Prompt and reply together."""
     timeout_s: float = Field(600.0, gt=0)
     """One request, until the last byte of its reply."""
+    hedge_after_s: float | None = Field(None, gt=0)
+    """A request that takes longer is sent a second time, and the first answer counts; both may be
+    billed. A good value is the 95th percentile of `asap_llm_seconds`; default: never."""
     item_timeout_s: float = Field(1500.0, gt=0)
     """All calls of one item, retries and waits included; then it is tried again later."""
     price_in: float | None = Field(None, ge=0)

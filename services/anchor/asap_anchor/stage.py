@@ -69,6 +69,7 @@ class AnchorStage:
                 concurrency=llm.concurrency,
                 requests_per_minute=llm.requests_per_minute,
                 tokens_per_minute=llm.tokens_per_minute,
+                hedge_after_s=llm.hedge_after_s,
                 price_in=llm.price_in,
                 price_out=llm.price_out,
                 price_cached=llm.price_cached,
@@ -85,7 +86,7 @@ class AnchorStage:
                 retry_after_s=self._breaker.wait_s(time.monotonic()),
             )
 
-    async def process(self, record: Record) -> Done | Wait:
+    async def process(self, record: Record) -> Done[Record] | Wait[Record]:
         """The record with its coarse block; a rejected record is the item's problem.
 
         While the server wants calls later the item waits, which is no attempt. What it was told so

@@ -162,6 +162,7 @@ class BatchingScorer(OverScorer):
         self.max_waiting_tokens = QUEUE_BATCHES * max_batch_tokens
         self._waiting: OrderedDict[_Entry, None] = OrderedDict()
         self._waiting_tokens = 0
+        self._overtook = 0
         self._tokens_per_s = float(max_batch_tokens)
         self._answered_at = 0.0
         self._door = asyncio.Lock()
@@ -195,13 +196,15 @@ class BatchingScorer(OverScorer):
         """Scores for each request; a caller that is cancelled takes its entries along.
 
         Waits at the door, first come first served, while `max_waiting_tokens` are inside: a stage
-        whose slots all stand there claims nothing more.
+        whose slots all stand there claims nothing more. Callers who can be refused do not stand
+        there; the first at the door goes in, room or not, once so many tokens went past it.
         """
         entries = await self._tokenized(requests)
         try:
             for entry in entries:
                 async with self._door:
-                    while self._waiting and self._is_beyond(entry.tokens):
+                    self._overtook = 0
+                    while self._must_wait(entry):
                         self._room.clear()
                         await self._room.wait()
                     self._enter(entry)
@@ -240,8 +243,10 @@ class BatchingScorer(OverScorer):
         prepared = await self._preparer.prepare(requests)
         return [_Entry(ready, ready.tokens, loop.create_future()) for ready in prepared]
 
-    def _is_beyond(self, tokens: int) -> bool:
-        return self._waiting_tokens + tokens > self.max_waiting_tokens
+    def _must_wait(self, entry: _Entry) -> bool:
+        """Whether the first at the door stays there: not for ever, whoever else keeps coming."""
+        is_full = self._waiting_tokens + entry.tokens > self.max_waiting_tokens
+        return bool(self._waiting) and is_full and self._overtook <= self.max_waiting_tokens
 
     def _refuse_when_full(self) -> None:
         if self._waiting_tokens > self.max_waiting_tokens:
@@ -253,7 +258,10 @@ class BatchingScorer(OverScorer):
             return
         self._waiting[entry] = None
         self._waiting_tokens += entry.tokens
+        self._overtook += entry.tokens
         self._arrived.set()
+        if self._overtook > self.max_waiting_tokens:
+            self._room.set()
 
     def _leave(self, entry: _Entry) -> None:
         if entry in self._waiting:

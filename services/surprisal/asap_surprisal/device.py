@@ -7,7 +7,7 @@ Knows times and outcomes, not torch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -27,15 +27,33 @@ FRESH_S = 60.0
 STUCK_S = 600.0
 """One that runs counts as work for so long: a large batch on a CPU takes minutes."""
 PROBE_S = 10.0
+BROKEN_AFTER = 2
+"""Texts in a row, each alone on the device, that it had no memory for: no batch gets smaller."""
 PROBE = ScoreRequest("a", ("b",), ("first_token_surprisal",))
 
 
 class WatchedScorer(OverScorer):
-    """A `BatchScorer` with a memory of when its device, or its server, last worked."""
+    """A `BatchScorer` with a memory of when its device, or its server, last worked.
 
-    def __init__(self, scorer: BatchScorer) -> None:
+    Args:
+        scorer: what is watched.
+        sure_tokens: what memory was sure to hold when it was free. That a longer text does not fit
+            says nothing of the device; None: any text should.
+        on_broken: called when single texts find no memory `BROKEN_AFTER` times in a row. They have
+            been given back, but so will be all that follow: a new process is the way out.
+    """
+
+    def __init__(
+        self,
+        scorer: BatchScorer,
+        *,
+        sure_tokens: int | None = None,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(scorer)
-        self._worked_at = float("-inf")
+        self._sure_tokens, self._on_broken = sure_tokens, on_broken
+        self._worked_at = self._refused_at = float("-inf")
+        self._refused = 0
         self._failed = False
         self._running: list[float] = []
         self._probe: asyncio.Task[list[StepScores]] | None = None
@@ -53,20 +71,36 @@ class WatchedScorer(OverScorer):
         self._running.append(started)
         try:
             results = await self._scorer.score_prepared(prepared)
-        except Exception:
+        except Exception as error:
             self._failed = True
+            if isinstance(error, CapacityError):
+                self._count_refusal(prepared)
             raise
         finally:
             self._running.remove(started)
-        self._failed, self._worked_at = False, monotonic()
+        self._refused, self._worked_at = 0, monotonic()
+        # A device that computes nonsense raises nothing: the next check asks it.
+        self._failed = not any(_has_a_number(scores) for scores in results)
         return results
+
+    def _count_refusal(self, prepared: Sequence[Prepared]) -> None:
+        if len(prepared) > 1:  # its texts are tried one by one
+            return
+        if self._sure_tokens is not None and prepared[0].tokens > self._sure_tokens:
+            return
+        self._refused, self._refused_at = self._refused + 1, monotonic()
+        if self._refused == BROKEN_AFTER:
+            self._on_broken()
 
     async def check(self) -> None:
         """Raise CapacityError (`not-ready`) unless a forward pass of the last minute worked.
 
         With none at hand a small one is made, at most one at a time, behind the batch that runs.
+        After `BROKEN_AFTER` lacks of memory in a row a minute passes before a small one counts.
         """
         now = monotonic()
+        if self._refused >= BROKEN_AFTER and now - self._refused_at < FRESH_S:
+            raise CapacityError("the device has too little memory for any text", code="not-ready")
         works = bool(self._running) and now - self._running[0] < STUCK_S
         if not self._failed and (works or now - self._worked_at < FRESH_S):
             return
@@ -80,7 +114,7 @@ class WatchedScorer(OverScorer):
         except Exception as error:
             detail = error.detail if isinstance(error, AsapError) else "the device fails"
             raise CapacityError(detail, code="not-ready") from error
-        if scores.scores[PROBE.scores[0]] == (None,):
+        if not _has_a_number(scores):
             raise CapacityError("the device computes no finite number", code="not-ready")
 
     async def close(self) -> None:
@@ -89,3 +123,7 @@ class WatchedScorer(OverScorer):
             self._probe.cancel()
             with suppress(Exception, asyncio.CancelledError):
                 await self._probe
+
+
+def _has_a_number(scores: StepScores) -> bool:
+    return any(value is not None for values in scores.scores.values() for value in values)

@@ -16,11 +16,12 @@ from asap_surprisal.attention import PACKED, PackedRow, Packing
 from asap_surprisal.forward import CausalLM, float32_head
 from asap_surprisal.memory import free_bytes, plan_budget
 from asap_surprisal.metering import PassCost
+from asap_surprisal.quantize import to_fp8
 
 __all__ = ["Device", "Dtype", "causal_lm", "gpu_available", "load_model"]
 
 Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
 
 _PROBE_TOKENS = 8
 _PROBE_ROWS = [5, 8]
@@ -32,14 +33,15 @@ def load_model(model: str, device: Device, dtype: Dtype) -> CausalLM:
     """The model in evaluation mode on its device. Raises Misconfigured or CapacityError."""
     directory = locate_model(model, weights=True)
     target = _resolve_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if target.type == "cuda" else "float32"
+    computed = dtype
+    if dtype in ("auto", "fp8"):
+        computed = "bfloat16" if target.type == "cuda" else "float32"
     library: Any = transformers  # its types do not know `output_loading_info`
     library.utils.logging.disable_progress_bar()  # it would stand between the caller's lines
     try:
         loaded, report = library.AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, computed),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -57,6 +59,8 @@ def load_model(model: str, device: Device, dtype: Dtype) -> CausalLM:
             f"{len(report['missing_keys'])} tensors are missing",
             model=model,
         )
+    if dtype == "fp8":
+        to_fp8(loaded.base_model)  # before the device sees the wide weights
     try:
         loaded = loaded.to(target).eval()
     except torch.OutOfMemoryError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self, get_args
@@ -34,8 +35,24 @@ __all__ = ["TorchScorer"]
 
 _LEAST_WINDOW = 16  # a smaller `model_max_length` is a place-holder, not a limit
 _WORKERS = 4
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 _KEPT_BATCHES = 4
 """Batches whose keys and values may stay between rounds, where the caller fixes the batch."""
+
+
+@contextmanager
+def _telling_of_the_device() -> Iterator[None]:
+    """A device that is lost is nobody's fault: what it was asked for can be asked elsewhere."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise CapacityError(
+            "the device fails; its process needs a new start", code="not-ready"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +121,9 @@ class TorchScorer:
         """A scorer from a hub name, a local directory or "demo".
 
         `auto`: the GPU in bfloat16 where there is one, else the CPU in float32; and as many tokens
-        in a batch as free memory allows and speed asks for. Raises Misconfigured with one sentence
-        when files are missing or damaged, CapacityError when the device is too small.
+        in a batch as free memory allows and speed asks for. `fp8` computes in the same types and
+        keeps the weights of the layers in one byte each (see `quantize`). Raises Misconfigured with
+        one sentence when files are missing or damaged, CapacityError when the device is too small.
         """
         counter = HFTokenCounter.load(model)
         loaded = load_model(model, device, dtype)
@@ -174,6 +192,7 @@ class TorchScorer:
         prepared = [self.prepare(request) for request in requests]
         return self._collect(prepared, *self._launch_all(prepared))
 
+    @_telling_of_the_device()
     def _launch_all(self, prepared: Sequence[Prepared]) -> tuple[dict[int, Round], list[_Launched]]:
         """Every pass that the requests need, started in the thread of the device."""
         rows: list[PassRow] = []
@@ -218,6 +237,7 @@ class TorchScorer:
             rows[middle:], owners[middle:]
         )
 
+    @_telling_of_the_device()
     def _collect(
         self,
         prepared: Sequence[Prepared],
@@ -255,5 +275,6 @@ class TorchScorer:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU's allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """CUDA has a class for it; the CPU's allocator and cuBLAS only words."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(word in told for word in _OUT_OF_MEMORY)

@@ -20,6 +20,8 @@ class ScorerSettings(Group):
     model: str = "demo"
     """Hub name, directory, or the shipped demo scorer; with vllm only its tokenizer is read."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
+    """`auto`: bfloat16 on a GPU, else float32. `fp8`: weights of the layers in one byte each."""
     max_batch_tokens: int | Literal["auto"] = "auto"
     """Of one pass; twice as many may wait. `auto`: what speed asks for and free memory allows."""
     base_url: str | None = None
@@ -50,6 +52,7 @@ class ScorerSettings(Group):
         """A setting of the other backend would change nothing, and somebody believes it does."""
         local = {
             "device": self.device != "auto",
+            "precision": self.precision != "auto",
             "max_batch_tokens": self.max_batch_tokens != "auto",
         }
         remote = {

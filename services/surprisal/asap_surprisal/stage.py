@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from asap.errors import CapacityError
@@ -29,6 +30,8 @@ class SurprisalStage:
         self._device: WatchedScorer | None = None
         self._scorer: BatchingScorer | DirectScorer | None = None
         self._leaving = AsyncExitStack()
+        self.on_broken: Callable[[], None] = lambda: None
+        """Called when the device has no memory left for anything; to be set before the start."""
 
     @property
     def concurrency(self) -> int:
@@ -61,12 +64,13 @@ class SurprisalStage:
             TorchScorer.load,
             settings.model,
             device=settings.device,
+            dtype=settings.precision,
             max_batch_tokens=settings.max_batch_tokens,
         )
         self._leaving.push_async_callback(asyncio.to_thread, scorer.close)
         figures = await asyncio.to_thread(Figures, scorer)
         batching = BatchingScorer(
-            self._watch(scorer),
+            self._watch(scorer, sure_tokens=scorer.max_batch_tokens),
             max_batch_tokens=scorer.max_batch_tokens,
             max_text_tokens=scorer.max_text_tokens,
             after_batch=figures.update,
@@ -93,8 +97,8 @@ class SurprisalStage:
         self._leaving.push_async_callback(direct.stop)
         return direct
 
-    def _watch(self, scorer: BatchScorer) -> WatchedScorer:
-        self._device = WatchedScorer(scorer)
+    def _watch(self, scorer: BatchScorer, *, sure_tokens: int | None = None) -> WatchedScorer:
+        self._device = WatchedScorer(scorer, sure_tokens=sure_tokens, on_broken=self.on_broken)
         self._leaving.push_async_callback(self._device.close)
         return self._device
 
@@ -104,7 +108,7 @@ class SurprisalStage:
             raise CapacityError("the model is not loaded", code="not-ready")
         await self._device.check()
 
-    async def process(self, record: Record) -> Done:
+    async def process(self, record: Record) -> Done[Record]:
         """The record with its fine block."""
         [pruned] = await fine_prune([record], self.scorer)
         if pruned.tokens is not None:

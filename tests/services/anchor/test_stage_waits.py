@@ -56,7 +56,7 @@ async def test_an_item_waits_as_long_as_the_server_asks(stage_for, status):
     async with OpenAIServer([Status(status, retry_after="40")]) as server:
         result = await (await stage_for(server)).process(record())
     assert isinstance(result, Wait)
-    assert result.record == record()
+    assert result.payload == record()
     assert 40 <= result.seconds <= 48
 
 

@@ -130,6 +130,63 @@ async def test_a_lack_of_memory_is_told_to_those_alone_who_cause_it():
     await batching.stop()
 
 
+class Stepped(Slow):
+    """Ends one batch whenever it is told so."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate.set()
+        self.steps = asyncio.Semaphore(0)
+
+    async def score(self, requests):
+        scores = await super().score(requests)
+        await self.steps.acquire()
+        return scores
+
+
+@pytest.mark.parametrize("size", [19, 50])
+async def test_callers_who_never_stop_coming_overtake_who_waits_at_the_door_a_bounded_time(size):
+    scorer, calls = Stepped(), []
+    batching = BatchingScorer(scorer, max_batch_tokens=10)
+    batching.start()
+
+    async def fill():
+        """Small callers, who are refused when there is no room, until one of them is."""
+        while not (calls and calls[-1].done() and calls[-1].exception()):
+            name = f"small {len(calls)}"
+            calls.append(asyncio.create_task(batching.score_or_refuse([request(3, name)])))
+            while not calls[-1].done() and name not in inside(batching) | served(scorer):  # noqa: ASYNC110
+                await asyncio.sleep(0.0005)
+        assert isinstance(calls.pop().exception(), Overloaded)
+
+    await fill()
+    large = asyncio.create_task(batching.score([request(size, "large")]))
+    await settle()
+    assert "large" not in inside(batching)
+    before = len(calls)
+    while "large" not in served(scorer):
+        scorer.steps.release()
+        await settle()
+        await fill()
+        assert len(calls) < 100, "it waits for ever"
+    order = [name for batch in scorer.batches for name in batch]
+    overtakers = set(order[: order.index("large")]) - {f"small {i}" for i in range(before)}
+    # as many as the queue holds go past it, and the one whose coming lets it in
+    assert 0 < len(overtakers) <= batching.max_waiting_tokens // 3 + 1
+    for _ in range(100):
+        scorer.steps.release()
+    await asyncio.gather(large, *calls)
+    await batching.stop()
+
+
+def inside(batching):
+    return {entry.prepared.request.question for entry in batching._waiting}
+
+
+def served(scorer):
+    return {name for batch in scorer.batches for name in batch}
+
+
 async def test_stopping_cancels_those_who_wait():
     _, batching = await opened(10)
     calls = await come(batching, 9, 9, 9)  # two are on the device

@@ -138,3 +138,78 @@ async def test_closing_ends_a_probe_that_hangs(clock, monkeypatch):
     behind.gate.set()
     await asyncio.sleep(0)
     assert behind.probes == 0
+
+
+LONG = ScoreRequest("q", ("one " * 50,), ("first_token_surprisal",))
+FULL = CapacityError("planted: no memory")
+
+
+async def refused(scorer, *requests):
+    with pytest.raises(CapacityError):
+        await scorer.score_prepared([scorer.prepare(request) for request in requests])
+
+
+async def test_two_texts_in_a_row_without_memory_break_it_and_a_third_says_so_no_more(clock):
+    behind, told = Device(), []
+    scorer = WatchedScorer(behind, on_broken=lambda: told.append(behind.trouble))
+    behind.trouble = FULL
+    await refused(scorer, REQUEST)
+    assert told == []
+    for _ in range(2):
+        await refused(scorer, REQUEST)
+        assert told == [FULL]
+
+
+async def test_work_in_between_starts_the_count_anew(clock):
+    behind, told = Device(), []
+    scorer = WatchedScorer(behind, on_broken=lambda: told.append(1))
+    for _ in range(3):
+        behind.trouble = FULL
+        await refused(scorer, REQUEST)
+        behind.trouble = None
+        await work(scorer, REQUEST)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "requests"),
+    [(FULL, [REQUEST, REQUEST]), (FULL, [LONG]), (RuntimeError("planted"), [REQUEST])],
+    ids=["a batch gets smaller", "longer than was sure to fit", "no lack of memory"],
+)
+async def test_what_does_not_break_the_device(clock, trouble, requests):
+    behind, told = Device(), []
+    scorer = WatchedScorer(behind, sure_tokens=40, on_broken=lambda: told.append(1))
+    behind.trouble = trouble
+    for _ in range(3):
+        with pytest.raises(type(trouble)):
+            await scorer.score_prepared([scorer.prepare(request) for request in requests])
+    assert told == []
+
+
+async def test_a_broken_device_is_not_ready_for_a_minute_whatever_small_things_it_can_do(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    behind.trouble = FULL
+    await refused(scorer, REQUEST)
+    await refused(scorer, REQUEST)
+    behind.trouble = None
+    clock.now += 59
+    with pytest.raises(CapacityError, match="too little memory for any text") as caught:
+        await scorer.check()
+    assert (caught.value.problem_code, behind.probes) == ("not-ready", 0)
+    clock.now += 2
+    await scorer.check()
+    assert behind.probes == 1
+
+
+async def test_work_without_a_number_makes_the_next_check_ask(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    await work(scorer, REQUEST)
+    behind.value = None
+    await work(scorer, REQUEST)
+    with pytest.raises(CapacityError, match="no finite number"):
+        await scorer.check()
+    behind.value = 1.0
+    await scorer.check()
+    assert behind.probes == 2

@@ -144,6 +144,7 @@ def test_head_sees_the_needed_rows_alone(tiny_model_dir):
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_halves_the_batch_when_memory_is_short(tiny_model_dir, scorer, error):
@@ -169,6 +170,17 @@ def test_one_sequence_that_does_not_fit_is_a_capacity_error(tiny_model_dir):
     with pytest.raises(CapacityError, match="one sequence of") as caught:
         load(tiny_model_dir, backbone=no_memory).score_batch([request_of(), request_of("So x.")])
     assert caught.value.retryable
+
+
+async def test_a_device_that_is_lost_is_a_lack_of_capacity(tiny_model_dir):
+    def lost(**_):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    scorer = load(tiny_model_dir, backbone=lost)
+    with pytest.raises(CapacityError, match="new start") as caught:
+        await scorer.score([request_of(), request_of("So x.")])
+    assert (caught.value.problem_code, caught.value.retryable) == ("not-ready", True)
+    scorer.close()
 
 
 def test_other_errors_of_the_model_are_not_taken_for_memory(tiny_model_dir):

@@ -32,11 +32,11 @@ async def test_the_stage_is_ready_between_start_and_stop_and_prunes():
     config = PruneConfig(method="asap_stage2", keep_ratio=0.7, max_tokens=None)
     before = [observed(part) for part in ("original", "coarse", "pruned")]
     done = await stage.process(Record(triple=triple, config=config))
-    assert done.record.fine.removed
+    assert done.payload.fine.removed
     after = [observed(part) for part in ("original", "coarse", "pruned")]
     assert after == [count + 1 for count in before]
     await stage.stop()
-    for use in (stage.ready, lambda: stage.process(done.record)):
+    for use in (stage.ready, lambda: stage.process(done.payload)):
         with pytest.raises(AsapError) as caught:
             await use()
         assert caught.value.problem_code == "not-ready"
@@ -58,6 +58,18 @@ async def test_the_engine_decides_how_much_a_batch_and_a_text_may_hold(tiny_mode
     await stage.stop()
 
 
+@pytest.mark.parametrize(("precision", "same"), [("float32", True), ("fp8", False)])
+async def test_the_precision_of_the_settings_is_that_of_the_model(tiny_model_dir, precision, same):
+    scored = []
+    for one in ("auto", precision):
+        group = {"model": str(tiny_model_dir), "device": "cpu", "precision": one}
+        stage = SurprisalStage(SurprisalSettings(surprisal=group))
+        await stage.start()
+        scored += await stage.scorer.score([request_of()])
+        await stage.stop()
+    assert (scored[0].scores == scored[1].scores) == same
+
+
 async def test_the_figures_of_the_device_are_exported(tiny_model_dir):
     stage = SurprisalStage(SurprisalSettings(surprisal={"model": str(tiny_model_dir)}))
     await stage.start()
@@ -77,6 +89,7 @@ VLLM = {"backend": "vllm", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
         ({**VLLM, "base_url": None}, "needs base_url"),
         ({**VLLM, "model": "demo"}, "needs model"),
         ({**VLLM, "device": "cpu"}, "vllm does not use device"),
+        ({**VLLM, "precision": "fp8"}, "vllm does not use precision"),
         ({**VLLM, "max_batch_tokens": 512}, "vllm does not use max_batch_tokens"),
         ({"base_url": "http://127.0.0.1:9/v1"}, "torch does not use base_url"),
         ({"served_model": "m"}, "torch does not use served_model"),

@@ -1,4 +1,5 @@
-"""Jobs, items, past problems, idempotency keys, webhook deliveries, API keys and the audit trail.
+"""Jobs, items, past problems, idempotency keys, webhook deliveries, trained models, API keys and
+the audit trail.
 
 Written out, not built from the metadata: a migration says what the schema was on its day.
 """
@@ -23,6 +24,7 @@ def upgrade() -> None:
     _create_problems()
     _create_idempotency()
     _create_deliveries()
+    _create_models()
     _create_api_keys()
     _create_audit()
     if op.get_bind().dialect.name == "postgresql":
@@ -166,6 +168,31 @@ def _create_deliveries() -> None:
         comment="Webhooks of finished jobs: one row, written with the end of the job.",
     )
     _create_partial_index("ix_deliveries_due", "deliveries", ["not_before"], "ended_at IS NULL")
+
+
+def _create_models() -> None:
+    op.create_table(
+        "models",
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("stage", sa.String(16), nullable=False),
+        sa.Column("prefix", sa.Text, nullable=False),
+        sa.Column("manifest_sha256", sa.String(64), nullable=False),
+        sa.Column("base", sa.Text, nullable=False),
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("meta", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("removed_at", sa.BigInteger),
+        sa.PrimaryKeyConstraint("tenant", "name", "version", name="pk_models"),
+        comment=(
+            "Trained models, one row a version; a removed one keeps its row, and so its number."
+        ),
+    )
+    op.create_index("ix_models_job", "models", ["job_id"], unique=True)
+    _create_partial_index(
+        "ix_models_production", "models", ["tenant", "name"], "stage = 'production'", unique=True
+    )
 
 
 def _create_api_keys() -> None:

@@ -1,0 +1,67 @@
+"""An evaluation item on its way: one question at all budgets and sample numbers, asked, answered
+and graded. Frozen, JSON both ways.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from asap.eval_config import EvalConfig, Extraction
+from asap.grades import Grade
+from asap.problems import Problem, ProblemRef, Sample
+from asap.types import Frozen
+
+__all__ = ["EvalItem", "GradedSample"]
+
+
+class GradedSample(Frozen):
+    """The grade of one completion by one benchmark's tests, with its code taken one way."""
+
+    benchmark: str
+    budget: int
+    number: int
+    """With `budget`: which of the item's samples."""
+    extraction: Extraction
+    grade: Grade
+
+
+class EvalItem(Frozen):
+    """The payload of an evaluation item: stage `generate` adds `samples`, `grade` adds `grades`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    version: Literal[1] = 1
+    id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    tenant: str
+    config: EvalConfig
+    model: str
+    problems: tuple[Problem | ProblemRef, ...] = Field(min_length=1)
+    """One question with one or more sets of tests, as HumanEval and HumanEval+ have: all samples
+    are graded by all of them.
+    """
+    samples: tuple[Sample, ...] = ()
+    grades: tuple[GradedSample, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if len({problem.prompt for problem in self.problems}) > 1:
+            raise ValueError("the problems of an item ask the same question")
+        if len({problem.benchmark for problem in self.problems}) < len(self.problems):
+            raise ValueError("the problems of an item are of different benchmarks")
+        keys = {(sample.budget, sample.number) for sample in self.samples}
+        if len(keys) < len(self.samples):
+            raise ValueError("two samples of an item have the same budget and number")
+        if any((grade.budget, grade.number) not in keys for grade in self.grades):
+            raise ValueError("a grade of an item is of no sample")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """The question."""
+        return self.problems[0].prompt
+
+    def grown(self, **fields: object) -> Self:
+        """A copy with these fields, checked."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**own, **fields})

@@ -1,0 +1,308 @@
+"""What a run would take before it is started: a real optimiser step at full length, and the same
+for settings that could do better.
+
+Each setting is measured in a process of its own, so that one which finds no memory, or is killed
+for it, is an answer and not the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from asap.errors import AsapError, CapacityError, Misconfigured, TrainingFailed
+from asap.sft import SftExample
+from asap.train_config import TrainConfig
+from asap.types import Frozen
+from asap_trainer.backends import Device, build_trainer, find_device, load_model, prepare_imports
+from asap_trainer.batches import dataset_of, rows_of, total_steps
+from asap_trainer.metering import Work, peak_memory_bytes, wait
+
+__all__ = ["Cost", "Preflight", "StepTimes", "Suggestion", "cost_of", "measure", "preflight"]
+
+SUGGESTIONS = 3
+KEPT_SHARE = 0.9
+"""Of the samples that a shorter max_seq_length keeps."""
+CLEARLY = 0.95
+"""Share of the asked time below which a setting is worth naming; clocks differ by some per cent."""
+_STEPS = 2
+"""The first one takes up memory and compiles; the second one is timed."""
+
+
+class StepTimes(Frozen):
+    """What one setting took; lengths in tokens, times in seconds."""
+
+    device: str
+    peak_memory_bytes: int
+    state_bytes: int
+    """Of weights, gradients and the optimiser's moments, which FSDP divides between devices."""
+    full: int
+    """The longest row that the run can have."""
+    full_s: float
+    """Of one such row, forward and backward."""
+    typical: int
+    typical_s: float
+    optimizer_s: float
+
+
+class Cost(Frozen):
+    """What a run would take with one setting."""
+
+    fits: bool
+    """Whether a step at full length found enough memory; if not, all else is unknown."""
+    peak_memory_bytes: int | None = None
+    step_seconds: float | None = None
+    """Of a mean step of the whole run."""
+    hours: float | None = None
+    """Of the whole run, reading and saving left out."""
+    usd: float | None = None
+    steps: int | None = None
+    dropped: int = 0
+    """Samples that this setting cannot hold and the asked one can."""
+
+
+class Suggestion(Cost):
+    """Another setting, measured like the asked one."""
+
+    change: dict[str, JsonValue] = Field(min_length=1)
+    """Fields of the config."""
+
+
+class Preflight(Frozen):
+    """The answer: the asked setting, and others that fit where it does not or take less time."""
+
+    device: str | None
+    asked: Cost
+    suggestions: tuple[Suggestion, ...]
+
+
+def preflight(
+    config: TrainConfig, lengths: Sequence[int], base: Path, price: float | None, folder: Path
+) -> Preflight:
+    """Measure the asked setting and its neighbours.
+
+    Args:
+        config: as asked.
+        lengths: tokens of each sample that is trained on.
+        base: directory of the base model.
+        price: of one device and hour.
+        folder: for files on the way.
+
+    Raises:
+        Misconfigured: the run would refuse to start.
+        TrainingFailed: the step failed.
+    """
+    times = _measured_apart(config, lengths, base, folder)
+    asked = cost_of(config, lengths, times, price)
+    found: list[tuple[dict[str, JsonValue], Cost]] = []
+    for change in _changes(config, lengths):
+        other = TrainConfig.model_validate({**config.model_dump(), **change})
+        kept = [length for length in lengths if length <= other.max_seq_length]
+        try:
+            cost = cost_of(other, kept, _measured_apart(other, kept, base, folder), price)
+        except (Misconfigured, TrainingFailed):  # not for this model or this device
+            continue
+        found.append((change, cost.model_copy(update={"dropped": len(lengths) - len(kept)})))
+    if times is not None and config.gpus and config.nodes == 1:
+        found.append(_on_more_devices(config, lengths, times, price))
+    best = sorted(found, key=lambda one: one.hours or 0)[:SUGGESTIONS]
+    return Preflight(device=times.device if times else None, asked=asked, suggestions=tuple(best))
+
+
+def cost_of(
+    config: TrainConfig, lengths: Sequence[int], times: StepTimes | None, price: float | None
+) -> Cost:
+    """What the whole run takes when its steps take so long; None: the step found no memory.
+
+    The time of a row is taken to grow as a n + c n² with its length n; that of a packed row does
+    not depend on what is in it. Padding in batches of several samples is left out.
+    """
+    if times is None:
+        return Cost(fits=False)
+    rows = rows_of(lengths, config.max_seq_length, packing=config.packing)
+    devices = max(1, config.gpus) * config.nodes
+    batch = config.batch_size * devices
+    steps = total_steps(
+        len(rows),
+        batch=batch,
+        accumulation=config.accumulation,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+    )
+    if config.packing:
+        epoch_s = times.full_s * len(rows)
+    else:
+        linear, square = _curve(times)
+        epoch_s = sum(linear * length + square * length**2 for length in lengths)
+    per_epoch = math.ceil(math.ceil(len(rows) / batch) / config.accumulation)
+    seconds = steps * (epoch_s / devices / per_epoch + times.optimizer_s)
+    hours = seconds / 3600
+    return Cost(
+        fits=True,
+        peak_memory_bytes=times.peak_memory_bytes,
+        step_seconds=seconds / steps,
+        hours=hours,
+        usd=None if price is None else price * hours * devices,
+        steps=steps,
+    )
+
+
+def _curve(times: StepTimes) -> tuple[float, float]:
+    """The a and c of a n + c n² through both measurements; never below a straight line from 0."""
+    long, short = times.full_s / times.full, times.typical_s / times.typical
+    if times.full == times.typical or short >= long:
+        return (times.full_s + times.typical_s) / (times.full + times.typical), 0.0
+    square = (long - short) / (times.full - times.typical)
+    return short - square * times.typical, square
+
+
+def _changes(config: TrainConfig, lengths: Sequence[int]) -> Iterator[dict[str, JsonValue]]:
+    """Settings that may need less memory or time."""
+    kept = sorted(lengths)[math.ceil(KEPT_SHARE * len(lengths)) - 1]
+    if kept < 0.9 * config.max_seq_length:
+        yield {"max_seq_length": kept}
+    if not config.packing and 2 * sum(lengths) < len(lengths) * config.max_seq_length:
+        # A step then holds as many samples as before, as nearly as can be.
+        held = len(lengths) / len(rows_of(lengths, config.max_seq_length, packing=True))
+        passes = max(1, round(config.accumulation * config.batch_size / held))
+        yield {"packing": True, "batch_size": 1, "accumulation": passes}
+    yield {"gradient_checkpointing": not config.gradient_checkpointing}
+    if config.precision == "float32":
+        yield {"precision": "bfloat16"}
+    if config.batch_size > 1:
+        yield {"batch_size": 1, "accumulation": config.accumulation * config.batch_size}
+
+
+def _measured_apart(
+    config: TrainConfig, lengths: Sequence[int], base: Path, folder: Path
+) -> StepTimes | None:
+    """What a step takes, from a process of its own; None when it found no memory."""
+    typical = max(2, round(sum(lengths) / len(lengths)))
+    asked = {"config": config.model_dump(), "typical": typical, "base": str(base)}
+    done = subprocess.run(
+        [sys.executable, "-m", "asap_trainer.preflight", str(folder)],
+        input=json.dumps(asked).encode(),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # for its memory
+        return None
+    if done.returncode:
+        raise TrainingFailed("the step failed; the log says where", reason="crashed")
+    answer = json.loads(done.stdout)
+    if answer.get("code") == CapacityError.code:
+        return None
+    if "code" in answer:
+        raise Misconfigured(answer["detail"], code=answer["code"])
+    return StepTimes.model_validate(answer)
+
+
+def measure(config: TrainConfig, typical: int, base: Path, folder: Path) -> StepTimes:
+    """Take real optimiser steps at full and at typical length, in this process.
+
+    Raises CapacityError without memory, Misconfigured for what a run would refuse.
+    """
+    prepare_imports(config, folder)
+    import torch
+
+    # Of a run on several devices one is measured, with all of the weights.
+    config = config.model_copy(update={"accumulation": 1, "gpus": min(config.gpus, 1), "nodes": 1})
+    device = find_device(config)
+    model = load_model(config, base, device)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    full = config.max_seq_length
+    typical = min(typical, full)
+    held = full // typical if config.packing else 1
+    alone = config.model_copy(update={"packing": False})
+    try:
+        lengths = [full - (held - 1) * typical, *[typical] * (held - 1)]
+        full_s, optimizer_s = _step(config, model, device, lengths, vocabulary)
+        peak = peak_memory_bytes(device.torch_device)
+        typical_s, _ = _step(alone, model, device, [typical], vocabulary)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise CapacityError("a step at full length finds too little memory") from error
+        raise
+    return StepTimes(
+        device=device.name,
+        peak_memory_bytes=peak,
+        state_bytes=4 * sum(weight.nbytes for weight in model.parameters()),
+        full=full,
+        full_s=full_s / config.batch_size,
+        typical=typical,
+        typical_s=typical_s / config.batch_size,
+        optimizer_s=optimizer_s,
+    )
+
+
+def _step(
+    config: TrainConfig, model: Any, device: Device, lengths: Sequence[int], vocabulary: int
+) -> tuple[float, float]:
+    """Seconds of a pass and of the optimiser, on rows of samples of these lengths."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.times: dict[str, float] = {}
+
+        def _note(self, event: str) -> None:
+            wait(device.torch_device)
+            self.times[event] = time.perf_counter()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._note("begun")
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            self._note("passed")
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self._note("ended")
+
+    draw = random.Random(config.seed)
+    ids = [tuple(draw.randrange(vocabulary) for _ in range(length)) for length in lengths]
+    examples = [SftExample(str(number), one, one) for number, one in enumerate(ids)]
+    rows = [list(range(len(examples)))] * (config.batch_size * _STEPS)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        build_trainer(
+            config,
+            model,
+            device,
+            dataset_of(examples, rows),
+            steps=_STEPS,
+            peak=1e-9,  # the weights are to stay numbers
+            folder=Path(folder),
+            work=Work(),
+            callbacks=[clock],
+        ).train()
+    times = clock.times
+    return times["passed"] - times["begun"], times["ended"] - times["passed"]
+
+
+def main() -> None:
+    """Measure one setting: JSON in, JSON out."""
+    out, asked = sys.stdout, json.load(sys.stdin)
+    with redirect_stdout(sys.stderr):  # libraries print
+        try:
+            config = TrainConfig.model_validate(asked["config"])
+            times = measure(config, asked["typical"], Path(asked["base"]), Path(sys.argv[1]))
+            answer = times.model_dump()
+        except AsapError as error:
+            answer = {"code": error.problem_code, "detail": error.detail}
+    out.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What an item may be: told apart by kind, and sent on its route."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from asap.config import PruneConfig
+from asap.methods import METHODS
+from asap.payloads import read_payload, route_of
+from asap.runs import TrainRun
+from asap.train_config import TrainConfig
+from asap.types import Record, Triple
+
+RECORD = Record(triple=Triple(question="q", cot="a\n\nb", answer="x"), config=PruneConfig())
+RUN = TrainRun(
+    id="0" * 32, tenant="t", config=TrainConfig(), base="b", model="m", data="t/sets/x.jsonl"
+)
+
+
+@pytest.mark.parametrize("payload", [RECORD, RUN], ids=["record", "run"])
+def test_a_payload_comes_back_as_it_was_stored(payload):
+    again = read_payload(payload.model_dump_json().encode())
+    assert type(again) is type(payload)
+    assert again == payload
+
+
+@pytest.mark.parametrize("stored", [b'{"kind": "bake"}', b"[]", b"{}", b"no JSON", b'{"kind": 1}'])
+def test_what_is_no_payload_is_refused(stored):
+    with pytest.raises(ValidationError):
+        read_payload(stored)
+
+
+def test_a_run_is_not_taken_for_a_record_nor_the_other_way_round():
+    as_record = RUN.model_dump_json().replace('"kind":"train",', "")
+    as_run = RECORD.model_dump_json().replace("{", '{"kind":"train",', 1)
+    for stored in (as_record, as_run):
+        with pytest.raises(ValidationError):
+            read_payload(stored.encode())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_route_of_a_record_is_that_of_its_method(method):
+    record = Record(triple=RECORD.triple, config=PruneConfig(method=method))
+    assert route_of(record) == METHODS[method].stages
+
+
+def test_a_run_visits_the_trainer():
+    assert route_of(RUN) == ("trainer",)
