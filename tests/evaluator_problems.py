@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asap.problems import CallCase, Problem, StdinCase
-from asap_evaluator.process import Limits
+from asap_evaluator.isolation import Limits
 
 SHORT = Limits(cpu_s=1, wall_s=3.0)
 TEST = """

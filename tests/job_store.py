@@ -19,7 +19,7 @@ from asap_runtime.ledger import JobLedger, Result
 from asap_runtime.models import ModelRegistry, ModelVersion
 from asap_runtime.store import JobStore
 from asap_runtime.sweep import Sweep
-from asap_runtime.tables import idempotency, items, jobs
+from asap_runtime.tables import idempotency, items, jobs, removals
 from asap_runtime.values import Claimed, ItemProblem, NewItem, Outcome
 
 TENANT = "a"
@@ -91,7 +91,7 @@ class Platform:
     def pass_time(self, seconds: float) -> None:
         """Move every stored moment back by so much: the database's clock cannot be turned."""
         with self.database.write() as connection:
-            for table in (jobs, items, idempotency):
+            for table in (jobs, items, idempotency, removals):
                 moments = {
                     column.name: column - round(seconds * SECOND)
                     for column in table.c

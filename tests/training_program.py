@@ -6,6 +6,7 @@ It says when it began, and ends as it is told by a file. Signals end it like the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -78,10 +79,11 @@ class Program:
         return self.starts
 
     def kill(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; who is about to begin ends as well."""
+        self.end(0)
         for start in self.starts:
             for pid in (start["pid"], start["child"]):
-                if alive(pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
                     psutil.Process(pid).kill()
 
     def end(self, code: int) -> None:

@@ -10,16 +10,20 @@ import typer
 from rich.console import Console
 
 from asap.config import ScoreName
-from asap.errors import AsapError
+from asap.errors import AsapError, InvalidInput
 from asap.steps import Split
+from asap.train_config import TrainConfig
 from asap_cli.jobs import jobs_app
 from asap_cli.keys import keys_app
 from asap_cli.options import (
     Device,
     Method,
     PruneOptions,
+    read_config,
 )
+from asap_runtime.demo_model import DEMO
 from asap_runtime.layouts import Layout
+from asap_runtime.model_files import DEFAULT_MODEL
 from asap_runtime.problems import problem_of
 from asap_runtime.schemas import Schema
 
@@ -164,6 +168,59 @@ def rebudget(
 
 
 @app.command()
+def train(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Records, chats, triples or prompts with completions, one a line."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the trained model.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to start from: hub name or directory "
+            "[default: the paper's 7B; with --preset demo the shipped demo model]."
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="paper (Appendix A), or demo: a few hundred steps on a CPU.")
+    ] = "paper",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other knob of the recipe."),
+    ] = None,
+    common_with: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DATA", help="Another method's data: train on common ids alone."),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show which tokens carry loss; start nothing.")
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="One real step: does it fit, how long, what cost.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, metavar="USD", help="Of a device and hour.")
+    ] = None,
+) -> None:
+    """Fine-tune a model on DATA, on this machine. A killed run goes on where it stopped."""
+    from asap_cli.train import TrainOptions, run_preflight, run_preview, run_train
+
+    config = read_config(TrainConfig, assignments or [], preset=preset)
+    if base is None:
+        base = DEMO if preset == "demo" else DEFAULT_MODEL
+    options = TrainOptions(source, out, base, config, tuple(common_with or ()), price)
+    if preview or preflight:
+        raise typer.Exit((run_preview if preview else run_preflight)(options))
+    if out is None:
+        raise InvalidInput("--out is needed, unless --preview or --preflight is asked for")
+    raise typer.Exit(run_train(options))
+
+
+@app.command()
 def show(
     source: Annotated[str, typer.Argument(metavar="OUT", help="Records of `asap prune`.")],
     id: Annotated[
@@ -191,10 +248,11 @@ Port = Annotated[int | None, typer.Option(help="Port [default: 8000].")]
 
 @app.command()
 def serve(host: Host = None, port: Port = None) -> None:
-    """Serve the HTTP API: gateway, both stages, queue and database in one process."""
+    """Serve the HTTP API: gateway, all stages, queue and database in one process."""
+    from asap_cli.roles import STAGES
     from asap_cli.serve import run_server
 
-    run_server(host, port, stages=("anchor", "surprisal"))
+    run_server(host, port, stages=STAGES)
 
 
 @app.command()
@@ -206,7 +264,7 @@ def gateway(host: Host = None, port: Port = None) -> None:
 
 
 @app.command()
-def worker(stage: Annotated[str, typer.Argument(help="anchor or surprisal.")]) -> None:
+def worker(stage: Annotated[str, typer.Argument(help="anchor, surprisal or trainer.")]) -> None:
     """Work on one stage until SIGTERM."""
     from asap_cli.worker import run_worker
 

@@ -1,4 +1,4 @@
-"""What a prune command was asked for, as one value; options become a PruneConfig here and nowhere
+"""What a command was asked for, as one value; options become configurations here and nowhere
 else.
 """
 
@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from asap.config import PruneConfig
 from asap.errors import InvalidInput
@@ -21,6 +21,7 @@ from asap_runtime.schemas import Schema
 
 Method = Literal["asap", "asap_stage1", "asap_stage2", "direct", "random", "truncate", "original"]
 Device = Literal["auto", "cpu", "cuda"]
+C = TypeVar("C", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,9 @@ class PruneOptions:
     @staticmethod
     def build_config(assignments: Sequence[str], **values: object) -> PruneConfig:
         """The configuration from options that were given; wrong values name the option."""
-        given = {name: value for name, value in values.items() if value is not None}
-        for assignment in assignments:
-            name, equals, text = assignment.partition("=")
-            if not equals or name not in PruneConfig.model_fields:
-                raise InvalidInput(
-                    f"--set {assignment!r}: expected NAME=VALUE with one of "
-                    f"{', '.join(PruneConfig.model_fields)}",
-                    code="unknown-field",
-                )
-            given[name] = _value(text)
-        get_method(str(given["method"]))
-        return validate_config(given)
+        config = read_config(PruneConfig, assignments, **values)
+        get_method(config.method)
+        return config
 
     @staticmethod
     def parse_price(text: str | None) -> tuple[float, float] | None:
@@ -77,10 +69,28 @@ class PruneOptions:
         return (self.cache_dir or Path(base) / "asap") / "replies"
 
 
-def validate_config(values: dict[str, Any]) -> PruneConfig:
-    """A PruneConfig, or InvalidInput with one sentence that names the knob."""
+def read_config(kind: type[C], assignments: Sequence[str], **values: object) -> C:
+    """A configuration from options that were given and `--set` assignments, which win.
+
+    Raises InvalidInput with one sentence that names the knob.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in kind.model_fields:
+            raise InvalidInput(
+                f"--set {assignment!r}: expected NAME=VALUE with one of "
+                f"{', '.join(kind.model_fields)}",
+                code="unknown-field",
+            )
+        given[name] = _value(text)
+    return validate_config(kind, given)
+
+
+def validate_config(kind: type[C], values: dict[str, Any]) -> C:
+    """A configuration, or InvalidInput with one sentence that names the knob."""
     try:
-        return PruneConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])

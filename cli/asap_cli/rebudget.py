@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asap.config import PruneConfig
 from asap.errors import InvalidInput
 from asap.estimate import Summary
 from asap.fine import rebudget
@@ -31,7 +32,7 @@ def run_rebudget(
     summary = Summary()
     with RecordWriter(out, layout) as writer:
         for record in read_records(source):
-            config = validate_config({**record.config.model_dump(), **target})
+            config = validate_config(PruneConfig, {**record.config.model_dump(), **target})
             pruned = rebudget(record, config)
             writer.write(pruned)
             summary.add(pruned)

@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from starlette.routing import Route
 
 from asap_anchor.settings import AnchorSettings
 from asap_anchor.stage import AnchorStage
 from asap_gateway.settings import GatewaySettings
+from asap_runtime.blobs import open_blobs
+from asap_runtime.database import Database
 from asap_runtime.host import open_database
+from asap_runtime.models import ModelRegistry
 from asap_runtime.settings import load_settings, redacted
+from asap_runtime.stage import Stage
 from asap_surprisal.api import score_endpoint
 from asap_surprisal.settings import SurprisalSettings
 from asap_surprisal.stage import SurprisalStage
+from asap_trainer.settings import TrainerSettings
+from asap_trainer.stage import TrainStage
 
-__all__ = ["STAGES", "AllSettings", "effective_settings", "score_route", "upgrade_database"]
+__all__ = [
+    "STAGES",
+    "AllSettings",
+    "effective_settings",
+    "open_stage",
+    "score_route",
+    "upgrade_database",
+]
 
 
-class AllSettings(AnchorSettings, SurprisalSettings, GatewaySettings):
+class AllSettings(AnchorSettings, SurprisalSettings, TrainerSettings, GatewaySettings):
     """The settings of all roles: in one process they are one."""
 
 
-STAGES: Final[dict[str, type[AnchorStage] | type[SurprisalStage]]] = {
-    "anchor": AnchorStage,
-    "surprisal": SurprisalStage,
+def open_stage(name: str, settings: AllSettings, database: Database) -> Stage[Any]:
+    """The stage of that name, one of STAGES, not started."""
+    return _STAGES[name](settings, database)
+
+
+def _trainer(settings: AllSettings, database: Database) -> TrainStage:
+    return TrainStage(settings, blobs=open_blobs(settings), registry=ModelRegistry(database))
+
+
+_STAGES: Final[dict[str, Callable[[AllSettings, Database], Stage[Any]]]] = {
+    "anchor": lambda settings, _: AnchorStage(settings),
+    "surprisal": lambda settings, _: SurprisalStage(settings),
+    "trainer": _trainer,
 }
+STAGES: Final = tuple(_STAGES)
 
 
 def score_route(stage: SurprisalStage, settings: AllSettings) -> Route:

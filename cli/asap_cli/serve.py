@@ -13,13 +13,15 @@ from rich.console import Console
 
 from asap.errors import Misconfigured
 from asap.ports import TokenCounter
-from asap_cli.roles import STAGES, AllSettings, score_route
+from asap_cli.roles import AllSettings, open_stage, score_route
 from asap_gateway.app import create_app
 from asap_gateway.service import Gateway
+from asap_gateway.serving import Serving
 from asap_gateway.submissions import ServerKnowledge
 from asap_runtime.blobs import open_blobs
 from asap_runtime.database import Database
 from asap_runtime.deliverer import Deliverer
+from asap_runtime.endpoints import EndpointRegistry
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.keys import KeyRing
 from asap_runtime.pepper import load_pepper
@@ -42,12 +44,13 @@ def run_server(host: str | None, port: int | None, *, stages: Sequence[str]) -> 
     end_traces = configure_traces(settings.telemetry, "gateway")
     with _database(settings) as database:
         keys = _keys(settings, database, host)
-        here = [STAGES[name](settings) for name in stages]
+        here = [open_stage(name, settings, database) for name in stages]
         deliverer = Deliverer(database, settings.webhooks)
-        retention = Retention(database, days=settings.gateway.retention_days)
+        retention = Retention(database, open_blobs(settings), days=settings.gateway.retention_days)
         stage_host = StageHost.open(settings, database, here, [deliverer.run, retention.run])
         gateway = open_gateway(settings, stage_host)
-        app = create_app(gateway, keys=keys, running=lambda: stage_host)
+        serving = Serving(settings.serving, EndpointRegistry(database))
+        app = create_app(gateway, keys=keys, serving=serving, running=lambda: stage_host)
         for stage in here:
             if isinstance(stage, SurprisalStage):
                 app.router.routes.append(score_route(stage, settings))
@@ -60,7 +63,7 @@ def run_server(host: str | None, port: int | None, *, stages: Sequence[str]) -> 
             ws="none",
             timeout_graceful_shutdown=GRACE_S,
         )
-        _Server(config, gateway.leave).run()
+        _Server(config, gateway.leave, serving.leave).run()
     end_traces()
 
 
@@ -84,17 +87,18 @@ def open_gateway(settings: AllSettings, host: StageHost) -> Gateway:
 
 
 class _Server(uvicorn.Server):
-    """Leaves with 0 when it is asked to stop, and tells the gateway at once: who waits is answered.
+    """Leaves with 0 when it is asked to stop, and says so at once: who waits is answered.
 
     The base class raises the signal again when it has stopped, and nothing is closed.
     """
 
-    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *on_exit: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_exit = on_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_exit()
+        for leave in self._on_exit:
+            leave()
         super().handle_exit(sig, frame)
 
     @contextmanager

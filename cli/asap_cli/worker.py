@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from starlette.routing import BaseRoute
 
 from asap.errors import CapacityError, InvalidInput
-from asap_cli.roles import STAGES, AllSettings, score_route
+from asap_cli.roles import STAGES, AllSettings, open_stage, score_route
 from asap_runtime.health import serve_worker, worker_app
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.settings import TelemetrySettings, load_settings
@@ -31,9 +31,9 @@ def run_worker(name: str) -> None:
     settings = load_settings(AllSettings)
     configure_logs(settings.telemetry)
     end_traces = configure_traces(settings.telemetry, name)
-    stage = STAGES[name](settings)
-    routes = [score_route(stage, settings)] if isinstance(stage, SurprisalStage) else []
     database = open_database(settings)
+    stage = open_stage(name, settings, database)
+    routes = [score_route(stage, settings)] if isinstance(stage, SurprisalStage) else []
     host = StageHost.open(settings, database, [stage])
     is_broken = asyncio.run(_work(host, routes, settings.telemetry))
     database.close()

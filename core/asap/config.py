@@ -112,7 +112,7 @@ class PruneConfig(BaseModel):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        merged = {**PRESETS.get(values.get("preset", "default"), {}), **values}
+        merged = {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
         given = {
             name
             for name in ("max_tokens", "keep_ratio", "step_ratio")

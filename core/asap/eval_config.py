@@ -95,7 +95,7 @@ class EvalConfig(BaseModel):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {**EVAL_PRESETS.get(values.get("preset", "default"), {}), **values}
+        return {**EVAL_PRESETS.get(str(values.get("preset", "default")), {}), **values}
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

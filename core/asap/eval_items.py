@@ -13,7 +13,7 @@ from asap.grades import Grade
 from asap.problems import Problem, ProblemRef, Sample
 from asap.types import Frozen
 
-__all__ = ["EvalItem", "GradedSample"]
+__all__ = ["EvalData", "EvalItem", "GradedSample"]
 
 
 class GradedSample(Frozen):
@@ -27,15 +27,32 @@ class GradedSample(Frozen):
     grade: Grade
 
 
+class EvalData(Frozen):
+    """What a benchmark's problems were read from."""
+
+    sha256: str
+    """Of the lines of its files."""
+    tasks: int
+    """Asked in this run."""
+
+
 class EvalItem(Frozen):
     """The payload of an evaluation item: stage `generate` adds `samples`, `grade` adds `grades`."""
 
     kind: Literal["evaluate"] = "evaluate"
     version: Literal[1] = 1
     id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """Of the job."""
     tenant: str
     config: EvalConfig
     model: str
+    """`name@version` of the registry, or the name by which a server knows it."""
+    model_prefix: str | None = None
+    """Of a registered model's files in the blob store."""
+    model_sha256: str | None = None
+    """Of the manifest of these files."""
+    data: dict[str, EvalData] = Field(default_factory=dict)
+    """By benchmark, for all of the run: the same in each of its items."""
     problems: tuple[Problem | ProblemRef, ...] = Field(min_length=1)
     """One question with one or more sets of tests, as HumanEval and HumanEval+ have: all samples
     are graded by all of them.
@@ -49,12 +66,21 @@ class EvalItem(Frozen):
             raise ValueError("the problems of an item ask the same question")
         if len({problem.benchmark for problem in self.problems}) < len(self.problems):
             raise ValueError("the problems of an item are of different benchmarks")
+        if (self.model_prefix is None) != (self.model_sha256 is None):
+            raise ValueError("a registered model has both a prefix and a hash")
+        if len({self.config.budgets_of(problem.benchmark) for problem in self.problems}) > 1:
+            raise ValueError("the problems of an item have the same budgets")
         keys = {(sample.budget, sample.number) for sample in self.samples}
         if len(keys) < len(self.samples):
             raise ValueError("two samples of an item have the same budget and number")
         if any((grade.budget, grade.number) not in keys for grade in self.grades):
             raise ValueError("a grade of an item is of no sample")
         return self
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Those of its benchmarks, which have the same."""
+        return self.config.budgets_of(self.problems[0].benchmark)
 
     @property
     def prompt(self) -> str:

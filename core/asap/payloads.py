@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, TypeAdapter
 
+from asap.eval_items import EvalItem
 from asap.methods import get_method
 from asap.runs import TrainRun
 from asap.types import Record
 
 __all__ = ["Payload", "read_payload", "route_of"]
 
-Payload = Record | TrainRun
+Payload = Record | TrainRun | EvalItem
 """Told apart by `kind`; a record has none."""
 
 PRUNE = "prune"
@@ -27,7 +28,10 @@ def _kind(value: Any) -> str:
 
 _PAYLOADS: TypeAdapter[Payload] = TypeAdapter(
     Annotated[
-        Annotated[Record, Tag(PRUNE)] | Annotated[TrainRun, Tag("train")], Discriminator(_kind)
+        Annotated[Record, Tag(PRUNE)]
+        | Annotated[TrainRun, Tag("train")]
+        | Annotated[EvalItem, Tag("evaluate")],
+        Discriminator(_kind),
     ]
 )
 
@@ -41,4 +45,6 @@ def route_of(payload: Payload) -> tuple[str, ...]:
     """The stages that the payload visits, in order; none for a method that changes nothing."""
     if isinstance(payload, TrainRun):
         return ("trainer",)
+    if isinstance(payload, EvalItem):
+        return ("generate", "grade")
     return get_method(payload.config.method).stages

@@ -125,9 +125,10 @@ def build_report(
 ) -> Report:
     """The report of each model's results, which may repeat themselves.
 
-    `candidate` names the model that is compared with each of the others. `expected`: tasks of a
-    benchmark, where they are not those of `BENCHMARKS`. Raises InvalidInput: `unknown-model` for a
-    candidate without results, `conflicting-results` for two results of one completion.
+    `candidate` names the model that is compared with each of the others. `expected`: tasks of each
+    benchmark that was asked, where they are not those of `BENCHMARKS`. Raises InvalidInput:
+    `unknown-model` for a candidate without results, `conflicting-results` for two results of one
+    completion.
     """
     if candidate is not None and candidate not in results:
         raise InvalidInput(f"there are no results of {candidate!r}", code="unknown-model")
@@ -196,6 +197,9 @@ def _grouped(model: str, results: Iterable[Result]) -> dict[Group, list[Result]]
 
 
 def _incomplete(rows: Sequence[MetricsRow], expected: Mapping[str, int]) -> Iterable[str]:
+    for benchmark in expected:
+        if all(row.benchmark != benchmark for row in rows):
+            yield f"{benchmark}: no task is done"
     for row in rows:
         whole = expected.get(row.benchmark, benchmark_of(row.benchmark).tasks)
         where = f"{row.model}, {row.benchmark} at {row.budget} tokens, {row.extraction}"

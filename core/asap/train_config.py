@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {**TRAIN_PRESETS.get(values.get("preset", "paper"), {}), **values}
+        return {**TRAIN_PRESETS.get(str(values.get("preset", "paper")), {}), **values}
 
     @model_validator(mode="after")
     def _one_device(self) -> Self:

@@ -269,7 +269,8 @@ class BlobWriter:
     def __init__(self, filesystem: Any, path: str, *, local: bool) -> None:
         self._path, self._local = path, local
         folder, _, name = path.rpartition("/")
-        self._part = Path(folder, f".{name}.part")
+        # A name of its own: a process taken for dead may still write the same blob.
+        self._part = Path(folder, f".{name}.{uuid4().hex}.part")
         self._hash, self.size = hashlib.sha256(), 0
         self._stream: Any
         with _translated():

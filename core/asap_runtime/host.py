@@ -24,7 +24,7 @@ from asap_runtime.sweeper import Sweeper
 
 __all__ = ["StageHost", "open_database"]
 
-STAGE_NAMES = ("anchor", "surprisal", "trainer")
+STAGE_NAMES = ("anchor", "surprisal", "trainer", "generate", "grade")
 POLL_S = 5.0
 """How often a worker looks for work itself while the broker does not answer."""
 

@@ -19,12 +19,15 @@ from asap.config import PruneConfig
 from asap.errors import AsapError, InvalidInput
 from asap.methods import get_method
 from asap.types import Record, Triple
+from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
+from asap_runtime.evaluations import evaluation_items
 from asap_runtime.exports import run_item
 from asap_runtime.intake import (
     LEASE_S,
     Source,
+    StoredEvaluation,
     StoredLines,
     StoredRun,
     StoredScores,
@@ -35,6 +38,7 @@ from asap_runtime.ledger import JobLedger
 from asap_runtime.parquet_rows import read_parquet
 from asap_runtime.problems import item_problem
 from asap_runtime.rebudgeting import rebudgeted_items
+from asap_runtime.run_removal import JobRemoval
 from asap_runtime.schemas import Schema, detect_schema, read_triples
 from asap_runtime.takings import Taking, Takings
 from asap_runtime.telemetry import get_logger
@@ -138,6 +142,7 @@ class Ingester:
 
     Args:
         on_taken_in: called with the id of a job that has become whole.
+        benchmarks: what evaluations may name.
     """
 
     def __init__(
@@ -147,11 +152,14 @@ class Ingester:
         limits: IntakeLimits,
         on_taken_in: Callable[[str], None],
         *,
+        benchmarks: BenchmarkFolder | None = None,
         lease_s: float = LEASE_S,
         poll_s: float = POLL_S,
     ) -> None:
         self._takings, self._ledger = Takings(database, lease_s=lease_s), JobLedger(database)
+        self._removal = JobRemoval(database, blobs)
         self._blobs, self._limits, self._on_taken_in = blobs, limits, on_taken_in
+        self._benchmarks = benchmarks or BenchmarkFolder(None)
         self._poll_s, self._beat_s, self._tidy_at = poll_s, lease_s / 4, 0.0
         self._bell, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -231,10 +239,16 @@ class Ingester:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_S
             self.delete_orphans()
+            self._removal.repeat()
 
     def _fill(self, taking: Taking) -> None:
         if isinstance(taking.source, StoredRun):
             self._add_run(taking, taking.source)
+        elif isinstance(taking.source, StoredEvaluation):
+            first = self._ledger.first_payload(taking.tenant, taking.job_id)
+            keep, folder = self._keeper(taking), self._benchmarks
+            new = evaluation_items(folder, self._blobs, taking, taking.source, first, keep)
+            self._add(taking, new, self._limits)
         elif isinstance(taking.source, StoredScores):
             job_id, start = taking.source.scores_from, taking.items
             config = PruneConfig.model_validate(taking.config)
@@ -257,6 +271,13 @@ class Ingester:
     def _add_run(self, taking: Taking, source: StoredRun) -> None:
         if taking.items:  # all that a run has
             return
+        ledger, blobs, keep = self._ledger, self._blobs, self._keeper(taking)
+        tenant, job_id, config = taking.tenant, taking.job_id, taking.config
+        item = run_item(ledger, blobs, tenant, job_id, config, source, keep)
+        self._takings.add(taking, [item])
+
+    def _keeper(self, taking: Taking) -> Callable[[], None]:
+        """To be called while nothing is added: keeps the lease, and raises where the work ends."""
         due = time.monotonic() + self._beat_s
 
         def keep() -> None:
@@ -267,10 +288,7 @@ class Ingester:
                 self._takings.keep(taking)
                 due = time.monotonic() + self._beat_s
 
-        ledger, blobs = self._ledger, self._blobs
-        tenant, job_id, config = taking.tenant, taking.job_id, taking.config
-        item = run_item(ledger, blobs, tenant, job_id, config, source, keep)
-        self._takings.add(taking, [item])
+        return keep
 
     def _add(self, taking: Taking, new: Iterable[NewItem], limits: IntakeLimits | None) -> None:
         for batch in in_batches(new):

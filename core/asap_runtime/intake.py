@@ -23,6 +23,7 @@ __all__ = [
     "REPORTED_LINES",
     "JobIntake",
     "Source",
+    "StoredEvaluation",
     "StoredLines",
     "StoredRun",
     "StoredScores",
@@ -70,7 +71,17 @@ class StoredRun:
     """
 
 
-Source = StoredLines | StoredScores | StoredRun
+@dataclass(frozen=True, slots=True)
+class StoredEvaluation:
+    """A model to be asked the benchmarks of the job's configuration, one item for each question."""
+
+    model: str
+    model_prefix: str | None
+    """With its manifest's hash: of a registered model; None for one that is served."""
+    model_sha256: str | None
+
+
+Source = StoredLines | StoredScores | StoredRun | StoredEvaluation
 """What a job is taken in from, after the request that made it was answered."""
 
 
@@ -84,6 +95,8 @@ def source_from_json(stored: str) -> Source:
     fields = json.loads(stored)
     if "sources" in fields:
         return StoredRun(**{**fields, "sources": tuple(fields["sources"])})
+    if "model_sha256" in fields:
+        return StoredEvaluation(**fields)
     return StoredScores(**fields) if "scores_from" in fields else StoredLines(**fields)
 
 

@@ -175,6 +175,20 @@ class ModelRegistry:
                 raise _missing(name, version)  # and nothing is demoted: the block rolls back
         return self.get(tenant, name, version)
 
+    def annotate(
+        self, tenant: str, name: str, version: int, key: str, value: JsonValue
+    ) -> ModelVersion:
+        """Add a figure to a version's `meta`, or change it; the others stay. Raises NotFound."""
+        this = (*_named(tenant, name), models.c.version == version)
+        with self._database.write() as connection:
+            found = select(models.c.meta).where(*this).with_for_update()
+            meta = connection.execute(found).scalar_one_or_none()
+            if meta is None:
+                raise _missing(name, version)
+            changed = json.dumps({**json.loads(meta), key: value})
+            connection.execute(update(models).where(*this).values(meta=changed))
+        return self.get(tenant, name, version)
+
     def remove(self, tenant: str, name: str, version: int) -> ModelVersion:
         """Forget a version; its files are the caller's to delete. Raises NotFound, or Conflict
         (`model-in-production`) while it is in production.

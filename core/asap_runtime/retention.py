@@ -13,8 +13,7 @@ from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
-from asap_runtime.models import ModelRegistry
-from asap_runtime.run_removal import delete_job
+from asap_runtime.run_removal import JobRemoval
 from asap_runtime.sweep import Sweep
 from asap_runtime.telemetry import get_logger
 
@@ -45,7 +44,7 @@ class Retention:
         period_s: float = PERIOD_S,
     ) -> None:
         self._sweep, self._ledger = Sweep(database), JobLedger(database)
-        self._registry, self._blobs = ModelRegistry(database), blobs
+        self._removal = None if blobs is None else JobRemoval(database, blobs)
         self._keys, self._trail = IdempotencyKeys(database), AuditTrail(database)
         self._days, self._period_s = days, period_s
         self._log = get_logger()
@@ -69,7 +68,7 @@ class Retention:
         return len(old) == JOBS or ROWS in rows
 
     def _delete(self, tenant: str, job_id: str) -> None:
-        if self._blobs is None:
+        if self._removal is None:
             self._ledger.delete(tenant, job_id)
         else:
-            delete_job(self._ledger, self._blobs, self._registry, tenant, job_id)
+            self._removal.delete(tenant, job_id)

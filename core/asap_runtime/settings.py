@@ -43,6 +43,7 @@ KNOWN_ELSEWHERE = frozenset(
         "gateway",
         "auth",
         "webhooks",
+        "serving",
         "trainer",
         "evaluator",
         "cache_dir",
@@ -116,6 +117,8 @@ class RuntimeSettings(BaseSettings):
 
     home: Path = Path("~/.asap")
     """Folder of the embedded database and blobs."""
+    benchmarks: Path | None = None
+    """Folder with the benchmarks' files, for evaluations."""
     database: DatabaseSettings = DatabaseSettings()
     queue: QueueSettings = QueueSettings()
     blobs: BlobSettings = BlobSettings()

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from sqlalchemy import (
     BigInteger,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -32,12 +33,14 @@ __all__ = [
     "api_keys",
     "audit",
     "deliveries",
+    "endpoints",
     "idempotency",
     "items",
     "jobs",
     "metadata",
     "models",
     "problems",
+    "removals",
 ]
 
 ItemStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -197,6 +200,30 @@ models = Table(
         postgresql_where=text("stage = 'production'"),
     ),
     comment="Trained models, one row a version; a removed one keeps its row, and so its number.",
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("removed_at", _MICROSECONDS, nullable=False),
+    comment="Deleted training jobs; their files are deleted once more, an hour later.",
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    Column("url", String(255), primary_key=True),
+    Column("version", Integer),
+    Column("draining", Integer, nullable=False),  # 1: no new requests
+    Column("baseline_tokens", Float),
+    Column("created_at", _MICROSECONDS, nullable=False),
+    Column("lease_until", _MICROSECONDS, nullable=False),
+    Index("ix_endpoints_lease", "lease_until"),
+    comment="Servers of models; a row whose lease is not renewed is none.",
 )
 
 api_keys = Table(

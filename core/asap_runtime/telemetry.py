@@ -37,6 +37,11 @@ __all__ = [
     "ITEMS_OPEN",
     "LEASES_LOST",
     "OLDEST_DUE_SECONDS",
+    "PROXY_FIRST_BYTE_SECONDS",
+    "PROXY_FORCED",
+    "PROXY_SECONDS",
+    "PROXY_STREAMS",
+    "PROXY_TOKENS",
     "QUEUE_ITEMS",
     "QUEUE_UP",
     "QUEUE_WAIT_SECONDS",
@@ -50,6 +55,9 @@ __all__ = [
     "SCORE_STEPS",
     "SCORE_TOKENS",
     "SELF_MESSAGE_AGE_SECONDS",
+    "SHADOW_REQUESTS",
+    "SHADOW_SECONDS_SAVED",
+    "SHADOW_TOKENS_SAVED",
     "STAGE_SECONDS",
     "STALE_WRITES",
     "TRAIN_ETA_SECONDS",
@@ -152,6 +160,31 @@ TRAIN_TOKENS_PER_S = Gauge("asap_train_tokens_per_s", "Padding left out", ["mode
 TRAIN_MFU = Gauge("asap_train_mfu", "Share of the device's measured matrix rate", ["model"])
 TRAIN_MEMORY_BYTES = Gauge("asap_train_memory_bytes", "Most that the device held", ["model"])
 TRAIN_ETA_SECONDS = Gauge("asap_train_eta_seconds", "Until the run is done", ["model"])
+
+# Live serving; models are those that are served.
+PROXY_STREAMS = Gauge("asap_proxy_streams", "Live requests under way", ["model"])
+PROXY_SECONDS = Histogram(
+    "asap_proxy_seconds", "Live requests, whole", ["model", "status"], buckets=_SECONDS
+)
+PROXY_FIRST_BYTE_SECONDS = Histogram(
+    "asap_proxy_first_byte_seconds", "Until a live answer begins", ["model"], buckets=_QUICK
+)
+PROXY_TOKENS = Counter(
+    "asap_proxy_tokens", "Tokens: prompt, completion, and of that reasoning", ["model", "part"]
+)
+PROXY_FORCED = Counter(
+    "asap_proxy_forced", "Thinkings that were closed: budget, loop", ["model", "reason"]
+)
+SHADOW_REQUESTS = Counter(
+    "asap_shadow_requests", "Baselines asked: compared, failed, dropped", ["model", "outcome"]
+)
+# Sums that may fall: a compressed model need not be shorter each time.
+SHADOW_TOKENS_SAVED = Gauge(
+    "asap_shadow_tokens_saved", "Completion tokens below the baseline's, compared", ["model"]
+)
+SHADOW_SECONDS_SAVED = Gauge(
+    "asap_shadow_seconds_saved", "Seconds below the baseline's, compared", ["model"]
+)
 
 _PARENT = "traceparent"
 _propagator = TraceContextTextMapPropagator()

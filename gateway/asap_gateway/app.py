@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from asap_gateway import events, jobs, models, operations, prune
+from asap_gateway import events, jobs, models, operations, proxy, prune
 from asap_gateway.audit import Audit
 from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
@@ -20,6 +20,8 @@ from asap_gateway.idempotency import Idempotency
 from asap_gateway.metrics import HttpMetrics
 from asap_gateway.rate_limit import RateLimit
 from asap_gateway.service import Gateway
+from asap_gateway.serving import Serving
+from asap_gateway.serving_settings import ServingSettings
 from asap_runtime.keys import KeyRing
 
 __all__ = ["create_app"]
@@ -34,6 +36,7 @@ def create_app(
     gateway: Gateway,
     *,
     keys: KeyRing | None = None,
+    serving: Serving | None = None,
     running: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
 ) -> FastAPI:
     """The gateway's application.
@@ -41,17 +44,20 @@ def create_app(
     Args:
         gateway: what the routes call.
         keys: who may call; None lets everybody in, for a server of this machine alone.
+        serving: answers below /v1; None serves no models.
         running: entered while the application runs, such as the stages of the embedded process.
     """
+    live = serving or Serving(ServingSettings())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with gateway.submissions.ingester:
-            if running is None:
-                yield
-                return
-            async with running():
-                yield
+            async with live.running():
+                if running is None:
+                    yield
+                    return
+                async with running():
+                    yield
 
     app = FastAPI(
         title="ASAP",
@@ -61,12 +67,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.gateway = gateway
+    app.state.gateway, app.state.serving = gateway, live
     install_handlers(app)
     app.include_router(prune.router)
     app.include_router(jobs.router)
     app.include_router(events.router)
     app.include_router(models.router)
+    app.include_router(proxy.router)
     app.include_router(operations.router)
 
     describe_api(app)

@@ -9,11 +9,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asap_gateway.auth import SAFE, principal
 from asap_runtime.audit import AuditTrail
+from asap_runtime.http_problems import OPENAI_PATHS
 from asap_runtime.telemetry import get_logger
 
 __all__ = ["Audit"]
 
 NO_OBJECT = "-"
+
+
+def _may_change(scope: Scope) -> bool:
+    """A live completion is a POST that leaves nothing behind."""
+    return scope["method"] not in SAFE and not scope["path"].startswith(OPENAI_PATHS)
 
 
 class Audit:
@@ -29,7 +35,7 @@ class Audit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and record it."""
-        if scope["type"] != "http" or scope["method"] in SAFE:
+        if scope["type"] != "http" or not _may_change(scope):
             await self._app(scope, receive, send)
             return
         status, location = 500, ""

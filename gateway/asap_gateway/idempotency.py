@@ -1,7 +1,8 @@
 """Idempotency-Key on POST: the same request is worked on once, and its repetitions hear the same
 answer.
 
-Bodies are read whole to be hashed, so uploads take no key; the body limit stands before this.
+Bodies are read whole to be hashed, so uploads take no key; live completions, whose answers stream,
+take none either. The body limit stands before this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from asap_gateway.auth import get_principal
 from asap_gateway.body_limit import UPLOAD
 from asap_gateway.service import Gateway
-from asap_runtime.http_problems import answer, problem
+from asap_runtime.http_problems import OPENAI_PATHS, answer, problem
 from asap_runtime.idempotency import First, IdempotencyKeys, InProgress, Mismatch, Replay
 
 __all__ = ["Idempotency", "idempotency_key", "repetition", "store"]
@@ -48,7 +49,7 @@ class Idempotency:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, replay, or refuse."""
         key = None
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != UPLOAD:
+        if scope["type"] == "http" and scope["method"] == "POST" and not _streams(scope["path"]):
             key = Headers(scope=scope).get(HEADER)
         if key is None:
             await self._app(scope, receive, send)
@@ -151,6 +152,11 @@ async def _read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         more = message.get("more_body", False)
     return bytes(body)
+
+
+def _streams(path: str) -> bool:
+    """Whether a body, or what is answered, is too long to be kept."""
+    return path == UPLOAD or path.startswith(OPENAI_PATHS)
 
 
 def _canonical(body: bytes) -> bytes:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from asap.errors import InvalidInput
 from asap_runtime.strict_json import parse_json
 
-__all__ = ["GONE", "JsonRoute"]
+__all__ = ["GONE", "JsonRoute", "check_json"]
 
 GONE = 400
 """Status of an answer that nobody hears, because its caller has left."""
@@ -51,13 +51,14 @@ class JsonRoute(APIRoute):
                 return Response(status_code=GONE)
             if not raw:  # left to the framework, which names what is missing
                 return await handle(_Parsed(request, raw, None))
-            _check_type(request)
+            check_json(request)
             return await handle(_Parsed(request, raw, parse_json(raw)))
 
         return parsed
 
 
-def _check_type(request: Request) -> None:
+def check_json(request: Request) -> None:
+    """Raise InvalidInput (`unsupported-media-type`) unless the body is said to be plain JSON."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" or request.headers.get("content-encoding"):
         raise InvalidInput(

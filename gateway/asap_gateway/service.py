@@ -26,7 +26,7 @@ from asap_runtime.migrate import at_head
 from asap_runtime.models import ModelRegistry
 from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
-from asap_runtime.run_removal import delete_job
+from asap_runtime.run_removal import JobRemoval
 from asap_runtime.tables import ItemStatus
 
 __all__ = ["Gateway", "get_gateway"]
@@ -63,6 +63,7 @@ class Gateway:
             self.submissions.ingester,
         )
         self.models, self._blobs = ModelRegistry(database), blobs
+        self._removal = JobRemoval(database, blobs)
         self.idempotency, self.audit = IdempotencyKeys(database), AuditTrail(database)
         self._database, self._ledger = database, JobLedger(database)
         self.waits = Waits(self._ledger, limits.max_waits)
@@ -128,7 +129,7 @@ class Gateway:
         """Stop and delete the job; of a training job the files, too, but for a model's in the
         registry.
         """
-        if not delete_job(self._ledger, self._blobs, self.models, tenant, job_id):
+        if not self._removal.delete(tenant, job_id):
             raise _no_job(job_id)
 
     def delete_model(self, tenant: str, name: str, version: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from asap_gateway.serving_settings import ServingSettings
 from asap_runtime.ingest import IntakeLimits
 from asap_runtime.json_lines import ReadLimits
 from asap_runtime.pepper import AuthSettings
@@ -58,3 +59,4 @@ class GatewaySettings(RuntimeSettings):
     gateway: GatewayLimits = GatewayLimits()
     auth: AuthSettings = AuthSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    serving: ServingSettings = ServingSettings()

@@ -8,7 +8,7 @@ from asap.errors import UpstreamUnavailable
 from asap_runtime.blobs import BlobStore
 from asap_runtime.models import ModelRegistry
 from asap_runtime.retention import Retention
-from asap_runtime.run_removal import delete_job
+from asap_runtime.run_removal import JobRemoval
 from asap_runtime.values import NewItem
 from job_store import TENANT, a_model
 
@@ -23,6 +23,11 @@ def blobs(tmp_path):
 @pytest.fixture
 def registry(database):
     return ModelRegistry(database)
+
+
+@pytest.fixture
+def removal(database, blobs):
+    return JobRemoval(database, blobs)
 
 
 @pytest.fixture
@@ -47,28 +52,30 @@ def left(blobs, job_id):
     return [key.removeprefix(f"{folder}/") for key in blobs.keys_below(folder)]
 
 
-def test_a_run_goes_whole_unless_its_model_is_registered(platform, blobs, registry, training):
+def test_a_run_goes_whole_unless_its_model_is_registered(
+    platform, blobs, registry, removal, training
+):
     plain, registered, removed, other = (training() for _ in range(4))
     a_model(registry, "x", registered)
     a_model(registry, "x", removed)
     registry.remove(TENANT, "x", 2)
     for job_id in (plain, registered, removed):
-        assert delete_job(platform.ledger, blobs, registry, TENANT, job_id)
+        assert removal.delete(TENANT, job_id)
         assert platform.ledger.job(TENANT, job_id) is None
     assert left(blobs, plain) == left(blobs, removed) == []
     assert left(blobs, registered) == ["model/a", "model/manifest.json"]
     assert len(left(blobs, other)) == 4
 
 
-def test_another_tenant_deletes_nothing(platform, blobs, registry, training):
+def test_another_tenant_deletes_nothing(platform, blobs, removal, training):
     job_id = training()
-    assert not delete_job(platform.ledger, blobs, registry, "b", job_id)
+    assert not removal.delete("b", job_id)
     assert len(left(blobs, job_id)) == 4
     assert platform.ledger.job(TENANT, job_id) is not None
 
 
 def test_a_store_that_is_away_leaves_a_job_to_delete_again(
-    platform, blobs, registry, training, monkeypatch
+    platform, blobs, removal, training, monkeypatch
 ):
     job_id = training()
 
@@ -78,10 +85,27 @@ def test_a_store_that_is_away_leaves_a_job_to_delete_again(
     with monkeypatch.context() as patch:
         patch.setattr(blobs, "delete_below", away)
         with pytest.raises(UpstreamUnavailable):
-            delete_job(platform.ledger, blobs, registry, TENANT, job_id)
+            removal.delete(TENANT, job_id)
     assert platform.ledger.job(TENANT, job_id) is not None
-    assert delete_job(platform.ledger, blobs, registry, TENANT, job_id)
+    assert removal.delete(TENANT, job_id)
     assert left(blobs, job_id) == []
+
+
+def test_what_was_written_after_the_end_is_deleted_later(
+    platform, blobs, registry, removal, training
+):
+    plain, registered = training(), training()
+    a_model(registry, "x", registered)
+    for job_id in (plain, registered):
+        removal.delete(TENANT, job_id)
+        with blobs.create(f"{TENANT}/runs/{job_id}/checkpoints/step-2/a") as writer:
+            writer.write(b"x")
+    assert removal.repeat() == 0
+    platform.pass_time(3601)
+    assert removal.repeat() == 2
+    assert left(blobs, plain) == []
+    assert left(blobs, registered) == ["model/a", "model/manifest.json"]
+    assert removal.repeat() == 0
 
 
 def test_retention_deletes_the_files_of_old_runs(platform, blobs, registry, training):

@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from asap.config import PruneConfig
+from asap.eval_config import EvalConfig
+from asap.train_config import TrainConfig
 
 
 def test_default_target_is_the_papers_budget():
@@ -50,3 +52,10 @@ def test_every_field_changes_the_hash():
     base = PruneConfig()
     for change in ({"tau": 0.7}, {"seed": 1}, {"max_tokens": 5}, {"method": "random"}):
         assert PruneConfig(**change).hash() != base.hash()
+
+
+@pytest.mark.parametrize("config", [PruneConfig, TrainConfig, EvalConfig])
+@pytest.mark.parametrize("preset", [{}, [], None, 1, "unknown"])
+def test_a_preset_that_is_no_name_is_refused_like_any_wrong_value(config, preset):
+    with pytest.raises(ValidationError, match="preset"):
+        config.model_validate({"preset": preset})

@@ -46,7 +46,7 @@ def test_unknown_benchmarks_get_a_long_budget_and_no_count():
         {"budgets": (0,)},
         {"benchmarks": ()},
         {"extractions": ("strict", "strict")},
-        {"temprature": 0},
+        {"unknown": 0},
     ],
 )
 def test_what_cannot_work_is_refused(fields):

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asap.eval_config import EvalConfig
@@ -134,6 +134,7 @@ random_results = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(random_results, st.randoms())
 def test_rows_are_bounded_and_ignore_order(given_results, shuffler):
     row = measure("m", given_results)
@@ -182,27 +183,3 @@ def test_an_item_gives_a_result_for_each_set_of_tests_and_way_of_reading():
     ]
     assert {r.verdict for r in found if not r.passed} == {None}
     assert all(r.truncated and not r.scored for r in found if not r.passed)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"samples": [sample(0), sample(0)]},
-        {"problems": []},
-        {
-            "grades": [
-                GradedSample(
-                    benchmark="humaneval",
-                    budget=8,
-                    number=0,
-                    extraction="strict",
-                    grade=Grade(verdict="wrong"),
-                )
-            ]
-        },
-    ],
-    ids=["twice", "nothing asked", "grade of nothing"],
-)
-def test_an_item_that_contradicts_itself_is_refused(fields):
-    with pytest.raises(ValueError, match=r"item|at least 1"):
-        item(**fields)

@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asap.significance import bootstrap_mean, holm, mcnemar, wilcoxon
@@ -81,6 +81,7 @@ def test_the_worked_mcnemar(first, second, p):
     assert mcnemar(second, first) == mcnemar(first, second)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30), st.randoms())
 def test_the_interval_lies_in_the_data_and_ignores_order(values, shuffler):
     interval = bootstrap_mean(values, seed=3, resamples=200)

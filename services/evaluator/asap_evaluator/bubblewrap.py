@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from asap.errors import CapacityError
-from asap_evaluator.process import Limits, Program, sealed
+from asap_evaluator.isolation import Limits, Program
+from asap_evaluator.process import sealed
 from asap_evaluator.rootfs import RootFolder
 from asap_evaluator.seccomp import filter_bpf
 
@@ -41,6 +42,9 @@ class Bubblewrap:
             *("--setenv", "LANG", "C.UTF-8", "--setenv", "OPENBLAS_NUM_THREADS", "1"),
             *("--ro-bind", str(root.path), "/", "--proc", "/proc", "--dev", "/dev"),
             *("--size", str(TMP_BYTES), "--perms", "1777", "--tmpfs", "/tmp"),
+            # Through /proc/1/mem a program would write its way into the sandbox's init, which has
+            # no limits; no filter of system calls can tell that file from others.
+            *("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1"),
             # Unsized, shared memory would be a way past the memory limit.
             *("--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm"),
             *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),

@@ -4,10 +4,8 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from asap.errors import CapacityError
-from asap_evaluator.process import Limits, Outcome, Program
+from asap_evaluator.isolation import Limits, Program, Run
 
 __all__ = ["LEAST_SPEED", "REFERENCE_CPU_S", "calibrate"]
 
@@ -30,7 +28,7 @@ print(time.process_time() - began)
 
 
 def calibrate(
-    run: Callable[[Sequence[Program], Limits], list[Outcome]],
+    run: Run,
     limits: Limits,
     *,
     reference_cpu_s: float = REFERENCE_CPU_S,

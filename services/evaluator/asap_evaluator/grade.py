@@ -16,20 +16,17 @@ import math
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 
 from asap.extraction import build_program
 from asap.grades import Grade, Verdict, risky_names
 from asap.problems import Problem
-from asap_evaluator.harness import call_setup, program_setup, script, tests_setup
-from asap_evaluator.process import Limits, Outcome, Program
+from asap_evaluator.harness import call_setup, judge_setup, program_setup, script
+from asap_evaluator.isolation import Limits, Outcome, Program, Run
 
-__all__ = ["Run", "grade_once", "limits_for", "same_output"]
-
-Run = Callable[[Sequence[Program], Limits], list[Outcome]]
-"""Runs programs in sandboxes at once, until the first of them ends."""
+__all__ = ["grade_once", "limits_for", "same_output"]
 
 LEAST_CPU_S = 5
 XCPU, KILL = 128 + signal.SIGXCPU, 128 + signal.SIGKILL
@@ -84,7 +81,7 @@ def _grade_asserts(program: str, problem: Problem, run: Run, limits: Limits) -> 
     calls_read, calls_write = os.pipe()
     judge = Program(
         source=script("judge"),
-        setup=tests_setup(problem, nonce),
+        setup=judge_setup(problem, nonce),
         reports=True,
         pipes=(replies_read, calls_write),
     )

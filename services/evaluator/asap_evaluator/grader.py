@@ -13,7 +13,7 @@ from dataclasses import replace
 from asap.grades import Grade
 from asap.problems import Problem
 from asap_evaluator.grade import grade_once, limits_for
-from asap_evaluator.process import Limits
+from asap_evaluator.isolation import Limits
 from asap_evaluator.sandbox import Sandbox, physical_cores
 
 __all__ = ["Grader"]

@@ -12,7 +12,7 @@ from typing import Literal
 from asap.extraction import build_program
 from asap.problems import Problem
 
-__all__ = ["call_setup", "program_setup", "script", "tests_setup"]
+__all__ = ["call_setup", "judge_setup", "program_setup", "script"]
 
 
 @cache
@@ -43,7 +43,7 @@ def call_setup(problem: Problem, program: str, number: int) -> bytes:
     return _json(program=program, entry_point=problem.entry_point, args=args)
 
 
-def tests_setup(problem: Problem, nonce: str) -> bytes:
+def judge_setup(problem: Problem, nonce: str) -> bytes:
     """For the judge. Tests use helpers that the prompt defines; the reference brings them along."""
     return _json(
         helpers=build_program(problem, problem.reference or ""),

@@ -19,7 +19,8 @@ from importlib import resources
 from pathlib import Path
 
 from asap.errors import CapacityError
-from asap_evaluator.process import Identity, Limits, Program, sealed
+from asap_evaluator.isolation import Identity, Limits, Program
+from asap_evaluator.process import sealed
 from asap_evaluator.rootfs import RootFolder
 from asap_evaluator.seccomp import filter_bpf
 

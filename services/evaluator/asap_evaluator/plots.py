@@ -9,7 +9,7 @@ from dataclasses import dataclass
 __all__ = ["Line", "Plot", "make_plot", "ticks"]
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 26, 26, 40
 # Okabe and Ito's colours, told apart by most people who see few colours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 

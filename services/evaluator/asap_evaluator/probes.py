@@ -6,16 +6,14 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from asap_evaluator.process import Identity, Limits, Outcome, Program
+from asap_evaluator.isolation import Identity, Limits, Outcome, Program, Run
 
 __all__ = ["PROBES", "self_test"]
-
-Run = Callable[[Sequence[Program], Limits], list[Outcome]]
 
 DONE, GOT = "tried", "succeeded"
 LIMITS = Limits(cpu_s=5, wall_s=10.0)

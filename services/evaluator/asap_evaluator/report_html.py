@@ -25,7 +25,9 @@ Completion = tuple[str, str, str, int, int]
 """Model, benchmark, task id, budget and number of a completion."""
 
 MOST_SHOWN = 200
-"""Differing tasks of one benchmark whose completions the page holds."""
+"""Differing tasks of one benchmark whose completions the page holds: those of the main extraction
+and the largest budget first.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ def _section(
 ) -> _Section:
     rows = tuple(row for row in report.rows if row.benchmark == name)
     differing = [d for d in report.differences if d.benchmark == name]
+    differing.sort(key=lambda d: (d.extraction != rows[0].extraction, -d.budget))
     return _Section(
         title=benchmark_of(name).title,
         rows=rows,

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,10 @@ from typing import Literal, Self
 from asap.errors import CapacityError
 from asap_evaluator.bubblewrap import Bubblewrap
 from asap_evaluator.calibration import REFERENCE_CPU_S, calibrate
+from asap_evaluator.isolation import Identity, Level, Limits, Outcome, Program, Run
 from asap_evaluator.landlock import Landlock, landlock_abi
 from asap_evaluator.probes import self_test
-from asap_evaluator.process import (
-    Identity,
-    Level,
-    Limits,
-    Outcome,
-    Program,
-    adopt_orphans,
-    run_programs,
-)
+from asap_evaluator.process import adopt_orphans, run_programs
 from asap_evaluator.rootfs import RootFolder, build_root
 
 __all__ = ["LEVELS", "LevelName", "Sandbox", "physical_cores"]
@@ -103,9 +96,7 @@ class Sandbox:
         self.held.close()
 
 
-def _runner(
-    level: Level, identity: Identity
-) -> Callable[[Sequence[Program], Limits], list[Outcome]]:
+def _runner(level: Level, identity: Identity) -> Run:
     return lambda programs, limits: run_programs(level, programs, limits, identity)
 
 

@@ -106,6 +106,7 @@ def load_model(config: TrainConfig, directory: Path, device: Device) -> Any:
 
     load = _load_unsloth if config.backend == "unsloth" else _load_plain
     try:
+        missing = _missing_weights(directory)
         model = load(config, directory, device)
     except torch.OutOfMemoryError as error:
         raise CapacityError("the device is too small for the base model's weights") from error
@@ -114,6 +115,11 @@ def load_model(config: TrainConfig, directory: Path, device: Device) -> Any:
             f"cannot load the base model: its config or weights are damaged, or backend "
             f"{config.backend!r} does not know its architecture ({type(error).__name__})"
         ) from error
+    if missing:
+        raise Misconfigured(
+            f"the base model's weights are incomplete: {missing} tensors are missing, and would be "
+            "random"
+        )
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and longest < config.max_seq_length:
         raise Misconfigured(
@@ -123,6 +129,22 @@ def load_model(config: TrainConfig, directory: Path, device: Device) -> Any:
     for weight in model.parameters():
         weight.requires_grad_(True)
     return model
+
+
+def _missing_weights(directory: Path) -> int:
+    """Tensors that the files lack, which libraries fill with random numbers. Loads none."""
+    import transformers
+
+    library: Any = transformers  # its types do not know `output_loading_info`
+    _, report = library.AutoModelForCausalLM.from_pretrained(
+        directory,
+        device_map="meta",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    return len(report["missing_keys"])
 
 
 def _load_unsloth(config: TrainConfig, directory: Path, device: Device) -> Any:

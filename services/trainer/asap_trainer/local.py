@@ -26,7 +26,7 @@ from asap_trainer.launcher import LOG_BYTES, Status, ended, launch_name, own_lin
 from asap_trainer.manifest import train_command
 from asap_trainer.settings import TrainerSettings
 
-__all__ = ["LocalLauncher"]
+__all__ = ["LocalLauncher", "training_environment"]
 
 LOG_CAP = 8 * 2**20
 """Bytes of a log; beyond that its older half goes."""
@@ -115,7 +115,7 @@ class LocalLauncher:
         child = os.posix_spawn(
             "/bin/sh",
             ["/bin/sh", "-c", _SHELL, name, str(folder), *command],
-            _environment(self._settings, os.environ),
+            training_environment(self._settings, os.environ),
             setsid=True,  # signals to the worker are not for it
         )
         deadline = time.monotonic() + START_S
@@ -133,19 +133,22 @@ class LocalLauncher:
         if members := _members(pid, name):
             if members[0].pid == pid:
                 _cap(folder / "log")
-                started = (folder / "pid").stat().st_mtime
-                if time.time() - started > self._settings.trainer.max_hours * 3600:
-                    (folder / "overdue").touch()
-                    self._stop(name)
-                return Status("running")
-            # The shell was killed alone: without it nobody learns how the rest ends.
-            _signal(members, signal.SIGKILL)
+                self._stop_overdue(folder)
+            else:  # its shell has ended, or was killed alone: what is left holds the device
+                _signal(members, signal.SIGKILL)
+            return Status("running")
         code = _number(folder / "exit")
         if code != 0 and (folder / "overdue").exists():
             return Status("failed", "deadline", code, _tail(folder / "log"))
         if code is None:
             return Status("evicted", "killed")  # with the whole machine, or its container
         return ended(code, _tail(folder / "log"))
+
+    def _stop_overdue(self, folder: Path) -> None:
+        seconds = time.time() - (folder / "pid").stat().st_mtime
+        if seconds > self._settings.trainer.max_hours * 3600:
+            (folder / "overdue").touch()
+            self._stop(folder.name)
 
     def _stop(self, name: str) -> None:
         pid = _number(self._folder / name / "pid")
@@ -177,7 +180,7 @@ class LocalLauncher:
             yield
 
 
-def _environment(settings: TrainerSettings, own: Mapping[str, str]) -> dict[str, str]:
+def training_environment(settings: TrainerSettings, own: Mapping[str, str]) -> dict[str, str]:
     """That of this process, without settings that are not for training."""
     kept = {
         name: value
@@ -216,22 +219,26 @@ def _members(pid: int, name: str) -> list[psutil.Process]:
     """The living processes of a launch: its shell first, its session, and what they started."""
     try:
         shell = psutil.Process(pid)
-        if shell.status() != psutil.STATUS_ZOMBIE:
-            if name not in shell.cmdline():
-                return []  # a process id that was given away again: ours are long gone
+        command = shell.cmdline()
+        if name in command:
             started = shell.children(recursive=True)
             return [shell, *started, *(p for p in _session(pid) if p not in (shell, *started))]
+        if command:
+            return []  # a process id that was given away again: ours are long gone
     except psutil.NoSuchProcess:
         pass
-    return _session(pid)
+    return _session(pid)  # one that has just ended has no command line
 
 
 def _session(leader: int) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    # Not process_iter: it keeps processes whose ids have gone to others since.
+    for pid in psutil.pids():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if os.getsid(pid) == leader:
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
     return found
 
 

@@ -117,8 +117,27 @@ def preflight(
         found.append((change, cost.model_copy(update={"dropped": len(lengths) - len(kept)})))
     if times is not None and config.gpus and config.nodes == 1:
         found.append(_on_more_devices(config, lengths, times, price))
-    best = sorted(found, key=lambda one: one.hours or 0)[:SUGGESTIONS]
+    limit = math.inf if asked.hours is None else CLEARLY * asked.hours
+    better = [
+        Suggestion(change=change, **cost.model_dump())
+        for change, cost in found
+        if cost.hours is not None and cost.hours < limit
+    ]
+    best = sorted(better, key=lambda one: one.hours or 0.0)[:SUGGESTIONS]
     return Preflight(device=times.device if times else None, asked=asked, suggestions=tuple(best))
+
+
+def _on_more_devices(
+    config: TrainConfig, lengths: Sequence[int], times: StepTimes, price: float | None
+) -> tuple[dict[str, JsonValue], Cost]:
+    """Twice the devices, computed: the time that they talk to each other is left out."""
+    gpus = 2 * config.gpus
+    passes = max(1, config.accumulation // 2)
+    change: dict[str, JsonValue] = {"backend": "plain", "gpus": gpus, "accumulation": passes}
+    other = TrainConfig.model_validate({**config.model_dump(), **change})
+    spared = times.state_bytes // config.gpus - times.state_bytes // gpus
+    shared = times.model_copy(update={"peak_memory_bytes": times.peak_memory_bytes - spared})
+    return change, cost_of(other, lengths, shared, price)
 
 
 def cost_of(

@@ -154,7 +154,9 @@ class TrainStage:
         )
         if status.phase == "failed":
             failure = await asyncio.to_thread(self._failure, run, status)
-            if failure.problem_code != "blob-unavailable":  # it was, and is here now
+            if failure is not None:
+                if await asyncio.to_thread(self._told_before, run, launch):
+                    return await self._again(run, launch, status)
                 raise failure
         # The result is written last: where it is, the run was through before its Job vanished.
         result = await asyncio.to_thread(self._result, run)
@@ -163,6 +165,15 @@ class TrainStage:
         if status.phase == "succeeded":
             raise _failed("no-result", status)
         return await self._again(run, launch, status)
+
+    def _told_before(self, run: TrainRun, launch: Launch) -> bool:
+        """Whether the item has failed for this launch already: then somebody retries it, and the
+        payload of a failed item is the one from before. Remembers that it is told now.
+        """
+        files, name = RunFiles(self._blobs, run.prefix), "failed.json"
+        told = files.read(name)
+        files.write(name, json.dumps(launch.name).encode())
+        return told is not None and json.loads(told) == launch.name
 
     async def _again(self, run: TrainRun, launch: Launch, status: Status) -> Wait[TrainRun]:
         """The next attempt, which goes on from the last checkpoint: what ended the one before was
@@ -246,16 +257,23 @@ class TrainStage:
         self._hide(run.id)
         return run.grown(result=result, meta={**run.meta, "version": version.version})
 
-    def _failure(self, run: TrainRun, status: Status) -> TrainingFailed:
-        """What the training process says of its end, or else what its end says."""
+    def _failure(self, run: TrainRun, status: Status) -> TrainingFailed | None:
+        """What the training process says of its end, or else what its end says; None when it was
+        no fault of the run.
+        """
         written = RunFiles(self._blobs, run.prefix).read("problem.json")
         said: Any = None if written is None else json.loads(written)
         # Whoever was killed had no chance to say anything: what is there is of an earlier attempt.
-        if status.reason not in ("refused", "crashed") or not isinstance(said, dict):
+        if status.reason not in ("refused", "crashed"):
             return _failed(status.reason or "crashed", status)
-        detail = said.get("detail", _DETAILS[status.reason])
-        code = said.get("code", TrainingFailed.code)
-        return _failed(status.reason, status, str(detail), str(code))
+        if not isinstance(said, dict):
+            # torchrun ends with 1 whatever its processes ended with, also when they were stopped.
+            is_torchrun = run.config.gpus > 1 or run.config.nodes > 1
+            return None if is_torchrun else _failed(status.reason, status)
+        code = str(said.get("code", TrainingFailed.code))
+        if code == "blob-unavailable":  # it was, and is there now
+            return None
+        return _failed(status.reason, status, str(said.get("detail", _DETAILS["crashed"])), code)
 
 
 def _failed(

@@ -1,6 +1,6 @@
-"""Programs that try to pass without solving, or to do harm. Each file of `hostile` says in its first
-line what kind of problem it meets and which verdicts it may get; an exception with HARM is one that
-did what it wanted.
+"""Programs that try to pass without solving, or to do harm. Each file of `hostile` says in its
+first line what kind of problem it meets and which verdicts it may get; an exception with HARM is
+one that did what it wanted.
 """
 
 from __future__ import annotations

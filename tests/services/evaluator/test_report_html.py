@@ -79,7 +79,7 @@ def completions(text):
 
 def test_the_page_needs_nothing_and_runs_nothing():
     parsed = Page(page(completions(EVIL)))
-    assert not {"script", "img", "b2", "link", "iframe", "object"} & set(parsed.tags)
+    assert not {"script", "img", "link", "iframe", "object"} & set(parsed.tags)
     loading = {"src", "href", "srcset", "data", "action", "poster", "background"}
     links = [value for _, name, value in parsed.attributes if name in loading]
     assert links
@@ -119,7 +119,6 @@ def test_the_page_has_both_plots_the_tests_and_the_papers_table():
     for text in ("McNemar p", "Incomplete.", "12 of 164 tasks", "As the paper prints it", "84.15"):
         assert text in words
     assert "<b>ours</b>" in words
-    assert "b" not in [tag for tag in parsed.tags if tag not in ("b",)]
 
 
 def test_equal_reports_give_equal_pages():
@@ -130,13 +129,6 @@ def test_equal_reports_give_equal_pages():
 
 
 def test_more_differences_than_a_page_holds_are_counted():
-    given = {"a": results(300, 1, tasks=300), "b": results(0, 1, tasks=300)}
-    given = {
-        name: [r for r in found if r.budget == 1024 and r.task_id != "HumanEval/0"][:164]
-        for name, found in given.items()
-    }
-    words = "".join(Page(render_html(build_report(given, candidate="a"))).words)
-    assert "more are in the JSON report" not in words
     many = {
         name: [
             Result(**{f: getattr(r, f) for f in Result.__slots__} | {"benchmark": "own"})

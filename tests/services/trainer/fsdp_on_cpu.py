@@ -1,7 +1,7 @@
 """The training process with FSDP2 on CPUs, started by torchrun in tests.
 
-accelerate grants FSDP to accelerators alone and takes DDP on CPUs; torch's own `fully_shard` runs on
-both.
+accelerate grants FSDP to accelerators alone and takes DDP on CPUs; torch's own `fully_shard` runs
+on both.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from asap.errors import (
     UpstreamUnavailable,
 )
 from asap.runs import TrainProgress, TrainResult, TrainRun
+from asap.train_config import TrainConfig
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database, open_engine
 from asap_runtime.migrate import upgrade
@@ -293,6 +294,14 @@ async def test_a_process_that_lost_the_blob_store_is_the_next_attempt(local, pro
     await local.done(run)
 
 
+async def test_torchrun_hides_that_its_processes_were_stopped(local, program):
+    run = train_run(config=TrainConfig(backend="plain", gpus=2))
+    program.end(1)
+    run = await local.until(run, lambda run: run.launch and run.launch.attempt == 1)
+    local.write("problem.json", b'{"code": "training-failed", "detail": "the loss is no number"}')
+    assert (await local.failed(run)).detail == "the loss is no number"
+
+
 async def test_evictions_have_an_end(trainer_with, program):
     program.end(143)
     error = await trainer_with(max_launches=3).failed(train_run())
@@ -445,3 +454,14 @@ async def test_a_launcher_that_cannot_work_is_not_ready(trainer_with, cluster):
     cluster.kubeconfig.unlink()
     with pytest.raises(Misconfigured):
         await trainer_with(cluster).stage.ready()
+
+
+async def test_a_failed_run_that_somebody_retries_is_launched_again(trainer, program):
+    program.end(1)
+    launched = await trainer.once(train_run())
+    await trainer.failed(launched)
+    # The payload of a failed item is the one from before: it names the launch that failed.
+    again = await trainer.until(launched, lambda run: run.launch.attempt == 1)
+    assert again.launch.name != launched.launch.name
+    await program.begun(2)
+    await trainer.failed(again)

@@ -1,5 +1,5 @@
-"""Jobs, items, past problems, idempotency keys, webhook deliveries, trained models, API keys and
-the audit trail.
+"""Jobs, items, past problems, idempotency keys, webhook deliveries, trained models, deleted runs,
+endpoints of served models, API keys and the audit trail.
 
 Written out, not built from the metadata: a migration says what the schema was on its day.
 """
@@ -25,6 +25,8 @@ def upgrade() -> None:
     _create_idempotency()
     _create_deliveries()
     _create_models()
+    _create_removals()
+    _create_endpoints()
     _create_api_keys()
     _create_audit()
     if op.get_bind().dialect.name == "postgresql":
@@ -193,6 +195,34 @@ def _create_models() -> None:
     _create_partial_index(
         "ix_models_production", "models", ["tenant", "name"], "stage = 'production'", unique=True
     )
+
+
+def _create_removals() -> None:
+    op.create_table(
+        "removals",
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("removed_at", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name="pk_removals"),
+        comment="Deleted training jobs; their files are deleted once more, an hour later.",
+    )
+
+
+def _create_endpoints() -> None:
+    op.create_table(
+        "endpoints",
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("model", sa.String(64), nullable=False),
+        sa.Column("url", sa.String(255), nullable=False),
+        sa.Column("version", sa.Integer),
+        sa.Column("draining", sa.Integer, nullable=False),
+        sa.Column("baseline_tokens", sa.Float),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("lease_until", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "model", "url", name="pk_endpoints"),
+        comment="Servers of models; a row whose lease is not renewed is none.",
+    )
+    op.create_index("ix_endpoints_lease", "endpoints", ["lease_until"])
 
 
 def _create_api_keys() -> None:

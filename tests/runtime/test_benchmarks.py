@@ -13,7 +13,7 @@ import pytest
 from asap.errors import InvalidInput, NotFound
 from asap.eval_config import BENCHMARKS
 from asap.extraction import build_program
-from asap_evaluator.benchmarks import load_benchmark
+from asap_runtime.benchmarks import BenchmarkFolder, load_benchmark, load_files
 
 PROMPT = 'import math\nfrom typing import List\n\n\ndef root(x: List[int]):\n    """ sqrt """\n'
 HUMAN = {
@@ -252,3 +252,66 @@ def test_a_data_set_of_the_hub_is_read_through_its_client(tmp_path, monkeypatch)
     loaded = load_benchmark("humaneval", "owner/name@main")
     assert loaded.problems[0].test == HUMAN["test"]
     assert (loaded.source, loaded.version) == ("owner/name@main", None)
+
+
+def test_a_folder_offers_its_files_by_plain_names(tmp_path):
+    write(tmp_path, "HumanEval.jsonl.gz", HUMAN)
+    write(tmp_path, "mine.jsonl", HUMAN | {"task_id": "m"})
+    folder = BenchmarkFolder(tmp_path)
+    for name, benchmark, task in (
+        ("humaneval", "humaneval", "HumanEval/0"),
+        ("mine", "mine", "m"),
+        ("mine.jsonl", "mine.jsonl", "m"),
+        ("HumanEval.jsonl.gz", "HumanEval.jsonl.gz", "HumanEval/0"),
+    ):
+        folder.check(name)
+        loaded = folder.load(name)
+        [problem] = loaded.problems
+        assert (loaded.name, problem.benchmark, problem.task_id) == (name, benchmark, task)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "leetcode",
+        "gone",
+        "../mine",
+        "/mine",
+        "..",
+        "",
+        "*",
+        "min?",
+        "m[i]ne",
+        "a/mine",
+        "owner/x@v",
+    ],
+)
+def test_a_folder_offers_nothing_else(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    write(tmp_path, "mine.jsonl", HUMAN)
+    write(tmp_path / "in", "other.jsonl", HUMAN)
+    for folder in (tmp_path / "in", tmp_path / "none", None):
+        for refused in (BenchmarkFolder(folder).check, BenchmarkFolder(folder).load):
+            with pytest.raises(InvalidInput) as raised:
+                refused(name)
+            assert str(tmp_path) not in raised.value.detail
+
+
+def test_loading_can_be_ended(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def beat():
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Enough
+
+    rows = [HUMAN | {"task_id": str(n)} for n in range(100)]
+    write(tmp_path, "mine.jsonl", *rows)
+    left = 1000
+    load_files("mine", tmp_path, beat)
+    assert left == 1000 - 101, "for each line, and each MiB that is hashed"
+    left = 50
+    with pytest.raises(Enough):
+        load_files("mine", tmp_path, beat)

@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from asap.errors import InvalidInput, NotFound
 from asap.eval_config import benchmark_of
 from asap.problems import Problem
-from asap_evaluator.forms import Row, read_problem, task_id_of
+from asap_runtime.benchmark_forms import Row, read_problem, task_id_of
 
-__all__ = ["FILES", "HUB_NAMES", "Loaded", "load_benchmark"]
+__all__ = ["FILES", "HUB_NAMES", "BenchmarkFolder", "Loaded", "load_benchmark", "load_files"]
 
 _LIVE_OWN = "test*.jsonl*"
 """LiveCodeBench's own files: `test.jsonl` is release 1, `test2.jsonl` what release 2 adds."""
@@ -50,6 +50,9 @@ _PINNED = {
     "public tests",
 }
 """SHA-256 of the lines to the version of the data."""
+_ENDINGS = (".jsonl", ".jsonl.gz")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_BLOCK = 2**20
 _RELEASES = {
     "livecodebench-v1-v3": frozenset({"v1", "v2", "v3"}),
     "livecodebench-v4-v5": frozenset({"v4", "v5"}),
@@ -86,8 +89,57 @@ def load_benchmark(name: str, source: str) -> Loaded:
     Raises NotFound when nothing is there, InvalidInput for a record of no known form, for a task
     given twice, and for more tasks than the benchmark has.
     """
-    path = Path(source)
-    rows, sha256 = _from_files(_files(name, path)) if path.exists() else _from_hub(source)
+    if Path(source).exists():
+        return load_files(name, Path(source))
+    rows, sha256 = _from_hub(source)
+    return _loaded(name, rows, source, sha256)
+
+
+def load_files(name: str, source: Path, beat: Callable[[], None] = lambda: None) -> Loaded:
+    """As `load_benchmark`, from a directory or a file alone. `beat` is called again and again: it
+    may end the work by an exception.
+    """
+    rows, sha256 = _from_files(_files(name, source), beat)
+    return _loaded(name, rows, str(source), sha256)
+
+
+class BenchmarkFolder:
+    """The benchmarks that a server offers: files in one folder, and nothing from elsewhere.
+
+    A benchmark is a row of `BENCHMARKS`, or the name of a file in the folder, with or without its
+    ending. Blocking.
+
+    Args:
+        folder: None: there are none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def check(self, name: str) -> None:
+        """Raise InvalidInput unless there is a file of that benchmark. Reads nothing."""
+        self._source(name)
+
+    def load(self, name: str, beat: Callable[[], None] = lambda: None) -> Loaded:
+        """As `load_files`. Raises InvalidInput as `check` does."""
+        return load_files(name, self._source(name), beat)
+
+    def _source(self, name: str) -> Path:
+        if self._folder is None:
+            raise InvalidInput("this server has no benchmarks: ASAP_BENCHMARKS names no folder")
+        if not _NAME.fullmatch(name):
+            raise InvalidInput("a benchmark is a plain name: letters, digits, '.', '_' and '-'")
+        file = self._folder / name
+        if name.endswith(_ENDINGS) and file.is_file():
+            return file
+        try:
+            _files(name, self._folder)
+        except NotFound:
+            raise InvalidInput(f"this server has no file of benchmark {name!r}") from None
+        return self._folder
+
+
+def _loaded(name: str, rows: Iterable[Row], source: str, sha256: str) -> Loaded:
     releases = _RELEASES.get(name)
     problems: dict[str, Problem] = {}
     skipped: dict[str, str] = {}
@@ -98,14 +150,16 @@ def load_benchmark(name: str, source: str) -> Loaded:
         if isinstance(problem, str):
             skipped[task_id_of(row)] = problem
         elif problem.task_id in problems:
-            raise InvalidInput(f"{source!r} holds task {problem.task_id!r} twice", line=number)
+            raise InvalidInput(
+                f"the data of {name!r} holds task {problem.task_id!r} twice", line=number
+            )
         else:
             problems[problem.task_id] = problem
     if not problems:
-        raise NotFound(f"{source!r} holds no task of {name!r}")
+        raise NotFound(f"the data of {name!r} holds no task of it")
     tasks = benchmark_of(name).tasks
     if tasks is not None and len(problems) > tasks:
-        raise InvalidInput(f"{source!r} holds {len(problems)} tasks; {name!r} has {tasks}")
+        raise InvalidInput(f"the data holds {len(problems)} tasks; {name!r} has {tasks}")
     return Loaded(name, tuple(problems.values()), source, sha256, _PINNED.get(sha256), skipped)
 
 
@@ -131,20 +185,22 @@ def _files(name: str, source: Path) -> list[Path]:
     raise NotFound(f"{str(source)!r} holds no file of {name!r}")
 
 
-def _from_files(paths: list[Path]) -> tuple[Iterator[Row], str]:
+def _from_files(paths: list[Path], beat: Callable[[], None]) -> tuple[Iterator[Row], str]:
     digest = hashlib.sha256()
     for path in paths:
         with _open(path) as stream:
-            while block := stream.read(2**20):
+            while block := stream.read(_BLOCK):
                 digest.update(block)
-    return (row for path in paths for row in _rows(path)), digest.hexdigest()
+                beat()
+    return (row for path in paths for row in _rows(path, beat)), digest.hexdigest()
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path, beat: Callable[[], None]) -> Iterator[Row]:
     own = re.match(r"test(\d*)\.jsonl", path.name)
     release = {"release": f"v{own[1] or 1}"} if own else {}
     with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
+            beat()
             # Not the strict reader of user data: MBPP+ has infinities among its inputs.
             try:
                 row = json.loads(line)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asap_evaluator.evalplus import differential_test, repair_original, restore_inputs
+from asap_runtime.benchmark_evalplus import differential_test, repair_original, restore_inputs
 
 
 @pytest.mark.parametrize(

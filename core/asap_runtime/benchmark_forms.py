@@ -13,7 +13,7 @@ from typing import Any
 
 from asap.errors import InvalidInput
 from asap.problems import CallCase, Problem, StdinCase
-from asap_evaluator.evalplus import differential_test, repair_original, restore_inputs
+from asap_runtime.benchmark_evalplus import differential_test, repair_original, restore_inputs
 
 __all__ = ["Row", "read_problem", "task_id_of"]
 

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import pytest
+
+from asap.problems import Problem
+from asap_evaluator.grade import grade_once, limits_for, same_output
+from asap_evaluator.isolation import Limits, Outcome
+from evaluator_problems import CALL, PROBLEMS, RIGHT, SHORT, STDIN, asserts_problem
+
+READS = "a, b = map(int, input().split())\nprint(a + b)"
+CHAIN = """
+class Node:
+    def __init__(self, val=0, next=None):
+        self.val, self.next = val, next
+"""
+
+
+def outcome(**fields):
+    values = dict(
+        exit_code=0, stop=None, stdout=b"", stderr=b"", report=b"", seconds=0.1, cpu_s=0.1,
+        memory_bytes=1,
+    )  # fmt: skip
+    return Outcome(**{**values, **fields})
+
+
+def scripted(*outcomes):
+    """Runs whose outcomes are known; the pipes meant for programs are closed as a run would."""
+    import os
+
+    def run(programs, limits):
+        for fd in {fd for program in programs for fd in program.pipes}:
+            os.close(fd)
+        return list(outcomes)
+
+    return run
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("kind", "program"), [("asserts", RIGHT), ("call", RIGHT), ("stdin", READS)]
+)
+def test_a_right_program_passes(sandbox, kind, program):
+    grade = grade_once(program, PROBLEMS[kind], sandbox.run, SHORT)
+    assert grade.verdict == "passed", grade
+    assert grade.cpu_s > 0
+    assert grade.flags == ()
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("def add(a, b):\n    return a - b if a == 1 else a + b", "wrong"),
+        ("def add(a, b):\n    raise ValueError(a)", "exception"),
+        ("def plus(a, b):\n    return a + b", "exception"),
+        ("import nothing", "exception"),
+        ("def add(a, b):\n    return a +", "exception"),
+        ("def add(a, b):\n    raise MemoryError", "memory"),
+        ("def add(a, b):\n    while 1: pass", "timeout"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["asserts", "call"])
+def test_each_failure_has_its_verdict(namespaces, kind, program, verdict):
+    assert grade_once(program, PROBLEMS[kind], namespaces.run, SHORT).verdict == verdict
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("print(3)", "wrong"),
+        ("print(int(input()))", "exception"),
+        (READS + "\nraise SystemExit(3)", "exception"),
+        (READS + "\nraise SystemExit(0)", "passed"),
+        ("raise MemoryError", "memory"),
+    ],
+)
+def test_programs_that_read_and_print(namespaces, program, verdict):
+    assert grade_once(program, STDIN, namespaces.run, SHORT).verdict == verdict
+
+
+@pytest.mark.contract
+def test_arguments_changed_by_the_program_are_changed_for_the_tests(namespaces):
+    test = """
+def check(candidate):
+    a = [3, 1]
+    assert candidate(a) is None
+    assert a == [1, 3]
+"""
+    problem = asserts_problem(test=test, reference=None)
+    good, bad = "def add(a):\n    a.sort()", "def add(a):\n    sorted(a)"
+    assert grade_once(good, problem, namespaces.run, SHORT).passed
+    assert grade_once(bad, problem, namespaces.run, SHORT).verdict == "wrong"
+
+
+@pytest.mark.contract
+def test_objects_of_the_prelude_travel_both_ways(namespaces):
+    test = """
+def check(candidate):
+    head = candidate(Node(1, Node(2)))
+    assert isinstance(head, Node) and (head.val, head.next.val, head.next.next) == (2, 1, None)
+"""
+    problem = asserts_problem(prelude=CHAIN, test=test, reference=None)
+    program = """
+def add(head):
+    back = None
+    while head:
+        back, head.next, head = head, back, head.next
+    return back
+"""
+    grade = grade_once(program, problem, namespaces.run, SHORT)
+    assert grade.passed, grade
+
+
+@pytest.mark.contract
+def test_tests_may_expect_exceptions_and_use_helpers_and_the_own_name(namespaces):
+    test = """
+def check(candidate):
+    try:
+        candidate(None)
+    except TypeError:
+        pass
+    else:
+        assert False
+    assert add(2) == helper(2)
+"""
+    reference = "def helper(n): return n + 1\ndef add(n): return 0"
+    problem = asserts_problem(test=test, reference=reference)
+    grade = grade_once("def add(n): return n + 1", problem, namespaces.run, SHORT)
+    assert grade.passed, grade
+
+
+@pytest.mark.contract
+def test_a_test_that_calls_nothing_proves_nothing(namespaces):
+    problem = asserts_problem(test="def check(candidate): pass")
+    assert grade_once(RIGHT, problem, namespaces.run, SHORT).verdict == "wrong"
+
+
+@pytest.mark.contract
+def test_tests_that_do_not_load_are_no_failure_of_the_program(namespaces):
+    problem = asserts_problem(reference="import not_installed")
+    assert grade_once(RIGHT, problem, namespaces.run, SHORT).verdict == "sandbox-trouble"
+
+
+@pytest.mark.parametrize("code", [None, "", "  \n", "# nothing"])
+def test_no_code_is_not_run(code):
+    assert grade_once(code, CALL, scripted(), SHORT).verdict == "no-code"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        b"",
+        b'{"nonce": "0", "outcome": "passed", "detail": ""}\n',
+        b'{"outcome": "passed", "detail": ""}\n',
+        b"[]\n",
+        b"passed\n",
+        b'{"nonce": "0"',
+        b'{"nonce": "0", "outcome": "passed", "detail": ""}\n' * 2,
+    ],
+)
+def test_a_report_without_the_nonce_never_passes(report):
+    run = scripted(outcome(report=report), outcome())
+    assert not grade_once(RIGHT, PROBLEMS["asserts"], run, SHORT).passed
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        ({"trouble": "no sandbox"}, "sandbox-trouble"),
+        ({"stop": "wall"}, "timeout"),
+        ({"stop": "memory"}, "memory"),
+        ({"stop": "output"}, "output-limit"),
+        ({"exit_code": 152}, "timeout"),
+        ({"exit_code": 137, "cpu_s": 1.2}, "timeout"),
+        ({"exit_code": 137, "cpu_s": 0.2}, "memory"),
+    ],
+)
+def test_limits_have_their_verdicts_before_anything_is_compared(own, verdict):
+    run = scripted(outcome(report=b'{"value": 3}\n', stdout=b"3\n", **own))
+    for problem in (CALL, STDIN):
+        assert grade_once(RIGHT, problem, run, SHORT).verdict == verdict
+
+
+def test_risky_names_are_flagged_and_not_failed():
+    run = scripted(outcome(stdout=b"3\n"))
+    problem = STDIN.model_copy(update={"streams": STDIN.streams[:1]})
+    grade = grade_once("import gc\nprint(3)", problem, run, SHORT)
+    assert grade.passed
+    assert grade.flags == ("uses:gc",)
+
+
+def test_limits_follow_the_problem():
+    assert limits_for(CALL, Limits()).cpu_s == 5
+    slow = Problem.model_validate({**CALL.model_dump(), "time_limit_s": 8.5})
+    limits = limits_for(slow, Limits(memory_bytes=1))
+    assert (limits.cpu_s, limits.wall_s, limits.memory_bytes) == (9, 23.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "same"),
+    [
+        ("1 2\n", "1 2", True),
+        (" 1 2 \n\n", "1 2", True),
+        ("1.0", "1", True),
+        ("1 2", "1  2.00", True),
+        ("1.0000001", "1", False),
+        ("nan", "nan", True),
+        ("NaN", "1", False),
+        ("Yes", "YES", False),
+        ("1\n2", "1 2", False),
+        ("", "1", False),
+        ("1\n1", "1", False),
+    ],
+)
+def test_output_is_compared_line_by_line(output, expected, same):
+    assert same_output(output, expected) is same
