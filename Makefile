@@ -11,7 +11,7 @@ help:  ## list the tasks
 
 install: $(VENV)/.installed  ## .venv with the CPU profile and the `asap` command
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
-	sh scripts/install.sh $(VENV) surprisal,hub,serve
+	sh scripts/install.sh $(VENV) surprisal,hub,serve,trainer,evaluator
 	@touch $@
 
 install-dev: $(VENV)/.installed-dev

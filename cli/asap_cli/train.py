@@ -101,7 +101,7 @@ def run_train(options: TrainOptions) -> int:
     _check_out(options.out)
     console, settings = Console(stderr=True), load_settings(AllSettings)
     run = _LocalRun(settings, options)
-    console.print(f"[dim]run {run.id}, logs below {settings.work_dir}[/]", highlight=False)
+    console.print(f"[dim]run {run.id}, logs below {run.settings.work_dir}[/]", highlight=False)
     try:
         asyncio.run(run.follow(console))
     except KeyboardInterrupt:
@@ -137,7 +137,8 @@ class _LocalRun:
         )
         self.prefix, self.files = run.prefix, RunFiles(blobs, run.prefix)
         self.files.write("spec.json", run.model_dump_json(indent=1).encode())
-        self.settings, self.launcher, self._run = settings, LocalLauncher(settings), run
+        self.settings, self._run = _apart(settings), run
+        self.launcher = LocalLauncher(self.settings)
 
     async def follow(self, console: Console) -> None:
         """Until the run has ended well. An interrupt stops it, with time for a checkpoint.
@@ -196,6 +197,12 @@ class _LocalRun:
         said = json.loads(written)
         kind = InvalidInput if status.reason == "refused" else TrainingFailed
         return kind(said["detail"], code=said["code"])
+
+
+def _apart(settings: AllSettings) -> AllSettings:
+    """A server of the same home stops what works in its own folder on none of its jobs."""
+    own = {"work_dir": settings.work_dir / "here"}
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=own)})
 
 
 def _sha256(path: Path) -> str:

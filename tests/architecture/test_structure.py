@@ -34,7 +34,10 @@ THROUGH = {
     "multipart": "test_upload", "json_body": "test_upload", "operations": "test_app",
     "preparation": "test_scorer",
     "description": "test_examples",
-    "roles": "test_serve", "worker": "test_serve",
+    "roles": "test_serve",
+    "isolation": "test_process", "plots": "test_report_html",
+    "report_markdown": "test_report", "paper_tables": "test_tables",
+    "benchmark_forms": "test_benchmarks",
 }  # fmt: skip
 
 
