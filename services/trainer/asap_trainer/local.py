@@ -111,7 +111,7 @@ class LocalLauncher:
 
     def _spawn(self, run: TrainRun, name: str) -> None:
         folder = self._folder / name
-        command = train_command(run, self._settings.trainer.python)
+        command = train_command(run, self._settings.trainer.python, self._settings.trainer.grace_s)
         child = os.posix_spawn(
             "/bin/sh",
             ["/bin/sh", "-c", _SHELL, name, str(folder), *command],

@@ -26,12 +26,15 @@ _REFUSED = 78
 _HASH = 16
 
 
-def train_command(run: TrainRun, python: str, rendezvous: str | None = None) -> list[str]:
+def train_command(
+    run: TrainRun, python: str, grace_s: float, rendezvous: str | None = None
+) -> list[str]:
     """The training process; one for each device by torchrun where there are several.
 
     Args:
         run: what is trained.
         python: the interpreter.
+        grace_s: time for a last checkpoint, which torchrun would cut to 30 s.
         rendezvous: where the processes of several nodes meet, HOST:PORT.
     """
     module, arguments = "asap_trainer.train", ["--run", run.prefix]
@@ -39,7 +42,11 @@ def train_command(run: TrainRun, python: str, rendezvous: str | None = None) -> 
     if config.gpus <= 1 and config.nodes == 1:
         return [python, "-m", module, *arguments]
     program = ["-m", "--", module, *arguments]  # or torchrun would take --run for its own
-    torchrun = [python, "-m", "torch.distributed.run", f"--nproc-per-node={config.gpus}"]
+    torchrun = [
+        *(python, "-m", "torch.distributed.run"),
+        f"--nproc-per-node={config.gpus}",
+        f"--shutdown-timeout={math.ceil(grace_s)}",
+    ]
     if rendezvous is None:
         return [*torchrun, "--standalone", *program]
     return [
@@ -187,7 +194,7 @@ def _container(run: TrainRun, name: str, settings: TrainerSettings) -> Object:
     return {
         "name": CONTAINER,
         "image": cluster.image,
-        "command": train_command(run, "python", rendezvous),
+        "command": train_command(run, "python", settings.trainer.grace_s, rendezvous),
         "workingDir": WORK,
         "env": [{"name": key, "value": value} for key, value in _environment(settings).items()],
         "envFrom": [{"secretRef": {"name": secret}} for secret in cluster.env_secrets],

@@ -262,7 +262,7 @@ def _one_after_another(device: Device) -> Iterator[None]:
     if device.processes == 1:
         yield
         return
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     with PartialState(cpu=device.torch_device.type == "cpu").local_main_process_first():
         yield

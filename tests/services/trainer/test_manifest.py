@@ -205,9 +205,10 @@ def test_the_command_is_as_small_as_the_run():
     program = ["asap_trainer.train", "--run", train_run().prefix]
 
     def command(shape, rendezvous=None):
-        return train_command(train_run(config=SHAPES[shape]), "python", rendezvous)
+        return train_command(train_run(config=SHAPES[shape]), "python", 120.0, rendezvous)
 
-    torchrun = ["python", "-m", "torch.distributed.run", "--nproc-per-node=8"]
+    torchrun = ["python", "-m", "torch.distributed.run"]
+    torchrun += ["--nproc-per-node=8", "--shutdown-timeout=120"]
     assert command("cpu") == command("one device") == ["python", "-m", *program]
     assert command("one node") == [*torchrun, "--standalone", "-m", "--", *program]
     assert command("nodes", "host:1") == [
