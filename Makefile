@@ -1,10 +1,10 @@
 # The one door to every task. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev engines demo check test test-fast chaos bench clean
+.PHONY: help install install-dev engines demo check test test-fast chart chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := core gateway services cli tests benchmarks examples
+SOURCES := core gateway services cli tests benchmarks examples scripts
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -41,6 +41,10 @@ test: engines  ## the whole suite, with the real vLLM and the real Unsloth
 
 test-fast: install-dev  ## what takes seconds: no engines, no slow tests
 	$(BIN)/python -m pytest -m "not contract and not slow"
+
+chart: install-dev  ## render, lint, validate and judge the Helm chart with every profile and toggle
+	$(BIN)/python scripts/chart_docs.py --check
+	$(BIN)/python -m pytest tests/deploy -q
 
 chaos: install-dev  ## kill workers, gateway, broker and database under a job of 2,000 items
 	$(BIN)/python tests/faults/chaos.py

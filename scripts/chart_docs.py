@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from asap_cli.roles import AllSettings
+from asap_evaluator.settings import EvaluatorSettings
 from asap_runtime.settings import PREFIX, RuntimeSettings
 from asap_trainer.settings import TrainerSettings
 
@@ -73,7 +74,7 @@ SHAPES: Final[dict[str, Schema]] = {
 
 _MANAGED: Final = re.compile(
     "ASAP_(HOME|DATABASE__.*|QUEUE__.*|BLOBS__(URL|ENDPOINT_URL|REGION)"
-    "|TELEMETRY__ADMIN_.*|GATEWAY__(HOST|PORT)"
+    "|TELEMETRY__ADMIN_.*|GATEWAY__(HOST|PORT)|EVALUATOR__SANDBOX_(MIN_LEVEL|UID)"
     "|TRAINER__(LAUNCHER|WORK_DIR|PYTHON)|TRAINER__KUBERNETES__(NAMESPACE|INSTANCE|KUBECONFIG"
     "|IMAGE|SERVICE_ACCOUNT|PRIORITY_CLASS|MODEL_CACHE_CLAIM|ENV_SECRETS|IMAGE_PULL_SECRETS))"
 )
@@ -92,7 +93,8 @@ class Key:
 
 def settings() -> list[str]:
     """Names of the settings that values may give: no secrets, and not what the chart decides."""
-    found = {*_settings(AllSettings, PREFIX), *_settings(TrainerSettings, PREFIX)}
+    roles = (AllSettings, TrainerSettings, EvaluatorSettings)
+    found = {name for role in roles for name in _settings(role, PREFIX)}
     return sorted(name for name in found if not _MANAGED.fullmatch(name))
 
 
@@ -169,11 +171,8 @@ def build(keys: list[Key]) -> Schema:
             kind = _closed(section)
         elif isinstance(note, dict) and "entries" in note:
             served = _over(below(("defaults",)), below(("serving", "model")))
-            kind = {
-                "type": "object",
-                "propertyNames": {"pattern": "^[a-z]([a-z0-9-]{0,11}[a-z0-9])?$"},
-                "additionalProperties": _closed(served),
-            }
+            name = "^[a-z]([a-z0-9-]{0,11}[a-z0-9])?$"
+            kind = {**_closed({}), "patternProperties": {name: _closed(served)}}
         else:
             kind = {"type": _TYPES[type(key.default)], **(note or {})}
             if kind["type"] in ("object", "array") and note is None:

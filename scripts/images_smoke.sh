@@ -1,7 +1,7 @@
 #!/bin/sh
-# Build the images of the CPU variant, then scripts/images_smoke.py shows that the system made of them
+# Build the images of the CPU variant, then tests/faults/composed.py shows that the system made of them
 # works and that killed containers lose nothing.
-#   sh scripts/images_smoke.sh [--train] [--keep]
+#   sh scripts/images_smoke.sh [--train]
 # Needs docker, docker compose and Python 3.11. Where no image registry is reachable, the base image is
 # made here, which needs root and debootstrap.
 set -eu
@@ -65,4 +65,4 @@ build Dockerfile surprisal asap-surprisal
 case " $* " in
   *" --train "*) build Dockerfile train asap-train ;;
 esac
-python3 scripts/images_smoke.py "$@"
+python3 tests/faults/composed.py "$@"

@@ -64,7 +64,7 @@ def render(values):
     """All objects, in the order of their templates."""
     texts = files(values)
     found = [texts[path] for path in sorted(texts) if path.endswith(".yaml")]
-    return [one for text in found for one in yaml.safe_load_all(text) if one]
+    return [one for text in found for one in yaml.load_all(text, yaml.CSafeLoader) if one]
 
 
 def named(objects, kind, name):
@@ -87,15 +87,27 @@ TOGGLES = {
         {"workers": {"trainer": {"enabled": True}}, "network": {"apiServer": ANYWHERE}},
     ),
     "several nodes": {"training": {"multiNode": True}},
-    "evaluator": {"workers": {"generate": {"enabled": True}, "grade": {"enabled": True}}},
-    "grade in namespaces": {
-        "workers": {"grade": {"enabled": True}},
-        "grading": {"level": "namespaces", "seccompProfile": "asap/grade.json"},
-    },
-    "grade in a machine": {
-        "workers": {"grade": {"enabled": True, "runtimeClassName": "gvisor"}},
-        "grading": {"level": "vm"},
-    },
+    "evaluator": merged(
+        STORE,
+        {
+            "config": {"ASAP_EVALUATOR__BASE_URL": "http://asap-serving-one:8000/v1"},
+            "workers": {"generate": {"enabled": True}, "grade": {"enabled": True}},
+        },
+    ),
+    "grade in namespaces": merged(
+        STORE,
+        {
+            "workers": {"grade": {"enabled": True}},
+            "grading": {"level": "namespaces", "seccompProfile": "asap/grade.json"},
+        },
+    ),
+    "grade in a machine": merged(
+        STORE,
+        {
+            "workers": {"grade": {"enabled": True, "runtimeClassName": "gvisor"}},
+            "grading": {"level": "vm"},
+        },
+    ),
     "serving": merged(
         STORE,
         {
@@ -123,6 +135,15 @@ TOGGLES = {
     "keda by prometheus": {
         "workers": {"surprisal": {"autoscaling": {"kind": "keda", "min": 0}}},
         "keda": {"trigger": "prometheus", "prometheusAddress": "http://prometheus:9090"},
+    },
+    "a scorer elsewhere": {
+        "secrets": {"scorer": {"name": "scorer"}},
+        "config": {
+            "ASAP_SURPRISAL__BACKEND": "vllm",
+            "ASAP_SURPRISAL__BASE_URL": "http://scorer:8000/v1",
+            "ASAP_SURPRISAL__MODEL": "team/scorer",
+        },
+        "workers": {"surprisal": {"gpu": {"count": 0}, "weights": {"source": ""}}},
     },
     "no policies": {"production": False, "network": {"enabled": False}},
     "names of the LLM": {
@@ -189,7 +210,6 @@ TOGGLES = {
     "all secrets": {
         "secrets": {
             "llm": {"name": "llm"},
-            "scorer": {"name": "scorer"},
             "webhooks": {"name": "hooks"},
             "otlp": {"name": "otlp"},
             "blobs": {"name": "s3"},

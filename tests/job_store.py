@@ -177,6 +177,16 @@ def promote(url: str, name: str, versions: Sequence[int]) -> None:
     database.close()
 
 
+def annotate(url: str, name: str, keys: Sequence[str]) -> None:
+    """One process of several that add figures to version 1."""
+    database = Database(open_engine(url))
+    registry = ModelRegistry(database)
+    _race["start"].wait()
+    for key in keys:
+        registry.annotate(TENANT, name, 1, key, 1)
+    database.close()
+
+
 def a_model(registry: ModelRegistry, name: str, job_id: str, tenant: str = TENANT) -> ModelVersion:
     """A version as a training run registers it."""
     return registry.add(

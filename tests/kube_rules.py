@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+
+from kube_objects import Rendered, amount, label, referred, selects
 
 COMPONENT = "app.kubernetes.io/component"
-ACCEPTED_SECRETS = re.compile(r"(^|_)(API_KEY|KEY|PASSWORD|SECRET|TOKEN|PEPPER)$")
+SECRET_NAMES = re.compile(r"(^|_)(API_KEY|KEY|PASSWORD|SECRET|TOKEN|PEPPER)$")
 SECRET_URLS = ("ASAP_DATABASE__URL", "ASAP_QUEUE__URL")
 DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+OF_THE_NODE = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
+VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected"}
 GPU_STARTUP_S = 1800
 PRE_STOP_S, DRAIN_S, MARGIN_S = 5, 30, 10
 TRAINER_MAY = {
@@ -22,80 +25,30 @@ TRAINER_MAY = {
     ("", "pods/log"): {"get", "list"},
     ("", "services"): {"create"},
 }
-SCALE = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
-         "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
-
-
-@dataclass
-class Rendered:
-    """All objects of a release, and what it may refer to outside of itself."""
-
-    objects: list[dict]
-    external: set[str] = field(default_factory=set)
-    """Names of Secrets, ConfigMaps and claims that somebody else makes."""
-    digests: bool = False
-    """Whether images must be named by digest."""
-    namespaces_level: bool = False
-    """Whether grading pods have the documented exception to "restricted"."""
-
-    def of(self, *kinds):
-        return [one for one in self.objects if one["kind"] in kinds]
-
-    def workloads(self):
-        """Objects that make pods, each with its pod's template."""
-        for one in self.of("Deployment", "StatefulSet", "DaemonSet", "Job"):
-            yield one, one["spec"]["template"]
-        for one in self.of("Pod"):
-            yield one, one
-
-    def pods(self):
-        """(name, labels, pod spec) of everything that runs."""
-        for one, template in self.workloads():
-            yield label(one), template["metadata"]["labels"], template["spec"]
-
-    def containers(self):
-        """(name, pod spec, container, whether it is an init container)."""
-        for name, labels, pod in self.pods():
-            for key in ("initContainers", "containers"):
-                for container in pod.get(key, []):
-                    where = f"{name}/{container['name']}"
-                    yield where, labels, pod, container, key == "initContainers"
-
-
-def label(one):
-    return f"{one['kind']} {one['metadata']['name']}"
-
-
-def amount(text):
-    """A quantity as a number. Raises ValueError for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|k|[KMGT]i?|)", str(text))
-    if found is None:
-        raise ValueError(f"{text!r} is no quantity")
-    return float(found[1]) * SCALE[found[2]]
 
 
 def pod_security(all_):
     for name, labels, pod in all_.pods():
-        context = pod.get("securityContext", {})
-        if not context.get("runAsNonRoot"):
-            yield f"{name}: runAsNonRoot"
-        if context.get("runAsUser", 0) < 10000:
-            yield f"{name}: runAsUser below 10000"
-        if "fsGroup" not in context:
-            yield f"{name}: fsGroup"
-        if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-            yield f"{name}: seccompProfile"
-        for key in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
-            if pod.get(key):
-                yield f"{name}: {key}"
+        yield from (f"{name}: {what}" for what in _context(pod.get("securityContext", {})))
+        yield from (f"{name}: {key}" for key in OF_THE_NODE if pod.get(key))
         if pod.get("automountServiceAccountToken", True) != (labels[COMPONENT] == "trainer"):
             yield f"{name}: automountServiceAccountToken"
         if pod.get("enableServiceLinks", True):
             yield f"{name}: enableServiceLinks"
-        allowed = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected"}
         for volume in pod.get("volumes", []):
-            if kinds := set(volume) - {"name"} - allowed:
+            if kinds := set(volume) - {"name"} - VOLUMES:
                 yield f"{name}: volume of kind {kinds}"
+
+
+def _context(context):
+    if not context.get("runAsNonRoot"):
+        yield "runAsNonRoot"
+    if context.get("runAsUser", 0) < 10000:
+        yield "runAsUser below 10000"
+    if "fsGroup" not in context:
+        yield "fsGroup"
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "seccompProfile"
 
 
 def container_security(all_):
@@ -179,7 +132,9 @@ def probes(all_):
         pod, component = template["spec"], template["metadata"]["labels"][COMPONENT]
         for container in pod["containers"]:
             where = f"{label(one)}/{container['name']}"
-            found = {key: container.get(f"{key}Probe") for key in ("startup", "liveness", "readiness")}
+            found = {
+                key: container.get(f"{key}Probe") for key in ("startup", "liveness", "readiness")
+            }
             for key, probe in found.items():
                 if probe is None:
                     yield f"{where}: no {key} probe"
@@ -236,45 +191,47 @@ def names(all_):
             yield from (f"{where}: {key} {n} twice" for n, count in found.items() if count > 1)
 
 
-def _selects(selector, labels):
-    """A label selector of the API, or the plain map of a Service."""
-    if not {"matchLabels", "matchExpressions"} & set(selector):
-        selector = {"matchLabels": selector}
-    wanted = selector.get("matchLabels", {})
-    inside = all(labels.get(key) == value for key, value in wanted.items())
-    return inside and all(
-        labels.get(one["key"]) in one["values"] for one in selector.get("matchExpressions", [])
-    )
-
-
 def selectors(all_):
     templates = {label(one): template for one, template in all_.workloads()}
     labels = {name: one["metadata"]["labels"] for name, one in templates.items()}
     for one in all_.of("Deployment", "StatefulSet", "DaemonSet"):
-        selector = one["spec"]["selector"]
-        chosen = [name for name, own in labels.items() if _selects(selector, own)]
-        if chosen != [label(one)]:
-            yield f"{label(one)}: its selector chooses {chosen}"
-        for spread in templates[label(one)]["spec"].get("topologySpreadConstraints", []):
-            if not _selects(spread["labelSelector"], labels[label(one)]):
-                yield f"{label(one)}: its spread does not count its own pods"
+        selector, name = one["spec"]["selector"], label(one)
+        chosen = [other for other, own in labels.items() if selects(selector, own)]
+        if chosen != [name]:
+            yield f"{name}: its selector chooses {chosen}"
+        for spread in templates[name]["spec"].get("topologySpreadConstraints", []):
+            if not selects(spread["labelSelector"], labels[name]):
+                yield f"{name}: its spread does not count its own pods"
+    for one in all_.of("PodDisruptionBudget"):
+        if not any(selects(one["spec"]["selector"], own) for own in labels.values()):
+            yield f"{label(one)}: chooses no pod"
+    yield from _services(all_, templates)
+    yield from _monitors(all_)
+
+
+def _services(all_, templates):
     for one in all_.of("Service"):
-        chosen = [name for name, own in labels.items() if _selects(one["spec"]["selector"], own)]
+        selector = one["spec"]["selector"]
+        chosen = [t for t in templates.values() if selects(selector, t["metadata"]["labels"])]
         if len(chosen) != 1:
-            yield f"{label(one)}: chooses {chosen}"
+            yield f"{label(one)}: chooses {len(chosen)} workloads"
             continue
-        known = {port["name"] for container in templates[chosen[0]]["spec"]["containers"]
-                 for port in container.get("ports", [])}  # fmt: skip
+        containers = chosen[0]["spec"]["containers"]
+        known = {port["name"] for one in containers for port in one.get("ports", [])}
         for port in one["spec"]["ports"]:
             if port["targetPort"] not in known:
-                yield f"{label(one)}: no port {port['targetPort']} in {chosen[0]}"
-    for one in all_.of("PodDisruptionBudget"):
-        if not any(_selects(one["spec"]["selector"], own) for own in labels.values()):
-            yield f"{label(one)}: chooses no pod"
+                yield f"{label(one)}: no port {port['targetPort']} in its pods"
+
+
+def _monitors(all_):
     for one in all_.of("ServiceMonitor"):
-        services = [s for s in all_.of("Service")
-                    if _selects(one["spec"]["selector"], s["metadata"]["labels"])]  # fmt: skip
-        ports = {port["name"] for s in services for port in s["spec"]["ports"]}
+        selector = one["spec"]["selector"]
+        ports = {
+            port["name"]
+            for service in all_.of("Service")
+            if selects(selector, service["metadata"]["labels"])
+            for port in service["spec"]["ports"]
+        }
         for end in one["spec"]["endpoints"]:
             if end["port"] not in ports:
                 yield f"{label(one)}: no Service with port {end['port']}"
@@ -282,7 +239,7 @@ def selectors(all_):
 
 def references(all_):
     there = {(one["kind"], one["metadata"]["name"]) for one in all_.objects}
-    for kind, name, whose in _referred(all_):
+    for kind, name, whose in referred(all_):
         if (kind, name) not in there and name not in all_.external:
             yield f"{whose}: there is no {kind} {name}"
     scaled = set()
@@ -291,59 +248,6 @@ def references(all_):
     for one in all_.of("Deployment"):
         if ("replicas" in one["spec"]) == (one["metadata"]["name"] in scaled):
             yield f"{label(one)}: replicas are both given and scaled, or neither"
-
-
-def _referred(all_):
-    for name, _, pod in all_.pods():
-        if account := pod.get("serviceAccountName"):
-            yield "ServiceAccount", account, name
-        if (priority := pod.get("priorityClassName")) is not None:
-            yield "PriorityClass", priority, name
-        for secret in pod.get("imagePullSecrets", []):
-            yield "Secret", secret["name"], name
-        for volume in pod.get("volumes", []):
-            if "persistentVolumeClaim" in volume:
-                claim = volume["persistentVolumeClaim"]["claimName"]
-                yield "PersistentVolumeClaim", claim, name
-            if "configMap" in volume:
-                yield "ConfigMap", volume["configMap"]["name"], name
-    for where, _, _, container, _ in all_.containers():
-        for source in container.get("envFrom", []):
-            for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
-                if key in source:
-                    yield kind, source[key]["name"], where
-        for variable in container.get("env", []):
-            if "valueFrom" in variable:
-                yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"], where
-    yield from _referred_by_others(all_)
-
-
-def _referred_by_others(all_):
-    for one in all_.of("RoleBinding"):
-        yield one["roleRef"]["kind"], one["roleRef"]["name"], label(one)
-        for subject in one["subjects"]:
-            yield subject["kind"], subject["name"], label(one)
-    for one in all_.of("HorizontalPodAutoscaler", "ScaledObject"):
-        yield "Deployment", one["spec"]["scaleTargetRef"]["name"], label(one)
-        for trigger in one["spec"].get("triggers", []):
-            if reference := trigger.get("authenticationRef"):
-                yield "TriggerAuthentication", reference["name"], label(one)
-    for one in all_.of("TriggerAuthentication"):
-        for secret in one["spec"]["secretTargetRef"]:
-            yield "Secret", secret["name"], label(one)
-    for one in all_.of("Ingress"):
-        for rule in one["spec"]["rules"]:
-            for path in rule["http"]["paths"]:
-                yield "Service", path["backend"]["service"]["name"], label(one)
-        for tls in one["spec"].get("tls", []):
-            yield "Secret", tls["secretName"], label(one)
-    for one in all_.of("HTTPRoute"):
-        for rule in one["spec"]["rules"]:
-            yield from (("Service", ref["name"], label(one)) for ref in rule["backendRefs"])
-    for one in all_.of("ServiceMonitor"):
-        for end in one["spec"]["endpoints"]:
-            if "authorization" in end:
-                yield "Secret", end["authorization"]["credentials"]["name"], label(one)
 
 
 def rights(all_):
@@ -373,7 +277,7 @@ def jobs(all_):
     for one in all_.objects:
         hook = one["metadata"].get("annotations", {}).get("helm.sh/hook", "")
         if hook.startswith("pre-"):
-            for kind, name, _ in _referred(Rendered([one])):
+            for kind, name, _ in referred(Rendered([one])):
                 if (kind, name) in own:
                     yield f"{label(one)}: runs before {kind} {name} is there"
 
@@ -389,7 +293,7 @@ def secrets(all_):
 
 
 def _is_secret(name):
-    return name in SECRET_URLS or ACCEPTED_SECRETS.search(name) is not None
+    return name in SECRET_URLS or SECRET_NAMES.search(name) is not None
 
 
 def updates(all_):
@@ -400,7 +304,7 @@ def updates(all_):
         template = one["spec"]["template"]
         scale = scaled.get(one["metadata"]["name"], {})
         most = scale.get("maxReplicas") or scale.get("maxReplicaCount") or one["spec"]["replicas"]
-        has_budget = any(_selects(own, template["metadata"]["labels"]) for own in budgets)
+        has_budget = any(selects(own, template["metadata"]["labels"]) for own in budgets)
         if has_budget != (most > 1):
             yield f"{label(one)}: disruption budget"
         keys = {s["topologyKey"] for s in template["spec"].get("topologySpreadConstraints", [])}
@@ -417,7 +321,9 @@ def updates(all_):
         if component == "gateway" and rolling.get("maxUnavailable", 0) != 0:
             yield f"{label(one)}: maxUnavailable"
     for name, spec in scaled.items():
-        behavior = spec.get("behavior") or spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        behavior = (
+            spec.get("behavior") or spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        )
         down = behavior["scaleDown"]
         if down["policies"] != [{"type": "Pods", "value": 1, "periodSeconds": 60}]:
             yield f"{name}: more than one pod a step down"

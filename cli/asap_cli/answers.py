@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, RootModel, ValidationError
 
 from asap.errors import (
     AsapError,
@@ -24,6 +24,7 @@ from asap.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from asap.runs import TrainProgress, TrainResult
 from asap_cli.terminal import printable
 
 __all__ = [
@@ -31,12 +32,18 @@ __all__ = [
     "Answer",
     "ErrorCount",
     "Estimate",
+    "Evaluation",
+    "Figure",
     "Item",
     "ItemPage",
     "ItemProblem",
     "Job",
     "JobPage",
+    "Model",
+    "ModelPage",
+    "Plan",
     "StageCount",
+    "Training",
     "one_line",
     "parse",
     "refusal",
@@ -98,10 +105,44 @@ class ErrorCount(Answer):
     detail: str
 
 
+class Training(Answer):
+    """How a training job stands, beside its phase."""
+
+    base: str
+    model: str
+    version: int | None
+    """Of `model` in the registry, once the run has ended well."""
+    progress: TrainProgress | None
+    result: TrainResult | None
+
+
+class Figure(Answer):
+    """What a model reached on a benchmark at one budget, code taken one way."""
+
+    benchmark: str
+    budget: int
+    extraction: str
+    tasks: int
+    pass_at_1: float
+    """Percent."""
+    tokens: float
+
+
+class Evaluation(Answer):
+    """How an evaluation stands, beside its job's phase."""
+
+    model: str
+    questions: int
+    generated: int
+    done: int
+    figures: tuple[Figure, ...] | None
+
+
 class Job(Answer):
     """A job. Times are seconds since the epoch; in an event there is no `config`."""
 
     id: str
+    kind: str = "prune"
     phase: str
     created_at: float
     finished_at: float | None
@@ -113,6 +154,8 @@ class Job(Answer):
     cost_cap_usd: float | None = None
     error_summary: tuple[ErrorCount, ...] | None = None
     """The most frequent codes, once the job has ended."""
+    train: Training | None = None
+    evaluation: Evaluation | None = None
 
     def items(self, *statuses: str) -> int:
         """Items in any of these statuses, over all stages."""
@@ -140,6 +183,30 @@ class Estimate(Answer):
     tokenizer: str
 
 
+class Plan(RootModel[dict[str, JsonValue]]):
+    """What a job of another kind than prune would take."""
+
+
+class Model(Answer):
+    """A version of a trained model. `created_at` is in seconds since the epoch."""
+
+    name: str
+    version: int
+    stage: str
+    base: str
+    job_id: str
+    manifest_sha256: str
+    created_at: float
+    meta: dict[str, JsonValue]
+
+
+class ModelPage(Answer):
+    """Versions by name, the newest of each first."""
+
+    models: tuple[Model, ...]
+    next_cursor: str | None
+
+
 class Item(Answer):
     """One input line and what became of it."""
 
@@ -155,7 +222,7 @@ class ItemPage(Answer):
     next_cursor: int | None
 
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=BaseModel)
 
 
 def parse(kind: type[A], body: str | bytes, server: str) -> A:

@@ -8,35 +8,32 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 import httpx
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from asap.errors import (
     InvalidInput,
     NotFound,
     UpstreamError,
-    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from asap_cli.answers import (
-    Answer,
     Estimate,
     Item,
     ItemPage,
     Job,
     JobPage,
-    one_line,
+    Plan,
     parse,
-    refusal,
 )
-from asap_cli.connecting import connect
+from asap_cli.server_client import ServerClient
 from asap_cli.sse import parse_events
 from asap_runtime.layouts import Layout
 
@@ -44,10 +41,10 @@ __all__ = ["JobsClient"]
 
 ITEMS_PER_PAGE = 500
 LONGEST_PAUSE_S = 15.0
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=BaseModel)
 
 
-class JobsClient:
+class JobsClient(ServerClient):
     """The jobs of one server, over the given HTTP client. Every method may raise AsapError.
 
     Args:
@@ -66,9 +63,8 @@ class JobsClient:
         attempts: int = 10,
         backoff_s: float = 0.5,
     ) -> None:
-        url = http.base_url
-        self.server = f"{url.scheme}://{url.netloc.decode()}{url.path.rstrip('/')}"
-        self._http, self._backoff_s = http, backoff_s
+        super().__init__(http)
+        self._backoff_s = backoff_s
         self._upload_timeout = httpx.Timeout(**{**http.timeout.as_dict(), "read": upload_timeout_s})
         self._retrying = Retrying(
             stop=stop_after_attempt(attempts),
@@ -76,17 +72,6 @@ class JobsClient:
             retry=retry_if_exception(lambda error: getattr(error, "retryable", False)),
             reraise=True,
         )
-
-    @classmethod
-    def open(cls, server: str, *, key: str | None = None) -> Self:
-        """A client of the server at this URL, see `connect`. Connects at the first call."""
-        return cls(connect(server, key))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
 
     def submit(self, path: Path, options: Mapping[str, JsonValue]) -> Job:
         """A new job of the file's lines. What `options` leave out, the server decides.
@@ -102,20 +87,23 @@ class JobsClient:
         given = json.dumps({**options, "dry_run": True})
         return self._sent_once(lambda key: self._upload(Estimate, path, given, key))
 
-    def rebudget(self, job_id: str, config: Mapping[str, JsonValue]) -> Job:
-        """A new job of the scores of an ended one, with another target; safe as `submit` is."""
-        body: JsonValue = {"scores_from": job_id, "config": dict(config)}
-        return self._sent_once(lambda key: self._post(body, key))
+    def start(self, body: Mapping[str, JsonValue]) -> Job:
+        """A new job of any kind that needs no file; safe as `submit` is."""
+        return self._sent_once(lambda key: self._post(Job, body, key))
+
+    def plan(self, body: Mapping[str, JsonValue]) -> Plan:
+        """What the job of `start` would take, as its kind says it. The server keeps nothing."""
+        return self._sent_once(lambda key: self._post(Plan, {**body, "dry_run": True}, key))
 
     def _sent_once(self, send: Callable[[str], A]) -> A:
         """The answer to a request that is repeated, if it must be, under one key."""
         retrying = self._retrying.copy(retry=retry_if_exception(_is_passing))
         return retrying(send, uuid4().hex)
 
-    def _post(self, body: JsonValue, key: str) -> Job:
+    def _post(self, kind: type[A], body: Mapping[str, JsonValue], key: str) -> A:
         headers = {"Idempotency-Key": key}
-        request = self._http.build_request("POST", "jobs", json=body, headers=headers)
-        return parse(Job, self._send(request).content, self.server)
+        request = self.http.build_request("POST", "jobs", json=dict(body), headers=headers)
+        return parse(kind, self.send(request).content, self.server)
 
     def _upload(self, kind: type[A], path: Path, options: str, key: str) -> A:
         try:
@@ -123,7 +111,7 @@ class JobsClient:
         except OSError as error:
             raise NotFound(f"{str(path)!r} cannot be read: {error.strerror}") from error
         with stream:
-            request = self._http.build_request(
+            request = self.http.build_request(
                 "POST",
                 "jobs/upload",
                 data={"options": options},
@@ -131,7 +119,7 @@ class JobsClient:
                 headers={"Idempotency-Key": key},
                 timeout=self._upload_timeout,
             )
-            return parse(kind, self._send(request).content, self.server)
+            return parse(kind, self.send(request).content, self.server)
 
     def job(self, job_id: str) -> Job:
         """The job. Raises NotFound."""
@@ -139,19 +127,31 @@ class JobsClient:
 
     def jobs(self, limit: int) -> JobPage:
         """The newest jobs."""
-        request = self._http.build_request("GET", "jobs", params={"limit": limit})
-        return parse(JobPage, self._send(request).content, self.server)
+        request = self.http.build_request("GET", "jobs", params={"limit": limit})
+        return parse(JobPage, self.send(request).content, self.server)
 
     def items(self, job_id: str) -> Iterator[Item]:
         """All items in input order, read a page at a time."""
         params = {"limit": ITEMS_PER_PAGE}
         while True:
-            request = self._http.build_request("GET", _path(job_id, "/items"), params=params)
-            page = parse(ItemPage, self._send(request).content, self.server)
+            request = self.http.build_request("GET", _path(job_id, "/items"), params=params)
+            page = parse(ItemPage, self.send(request).content, self.server)
             yield from page.items
             if page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor
+
+    def report(self, job_id: str, format: str, *, partial: bool = False) -> str:
+        """What an evaluation came to, as json or markdown."""
+        params = {"format": format, "partial": "true" if partial else "false"}
+        request = self.http.build_request("GET", _path(job_id, "/report"), params=params)
+        return self.send(request).text
+
+    def lines(self, job_id: str) -> Iterator[str]:
+        """What the finished items hold, one line of JSON each, in input order."""
+        request = self.http.build_request("GET", _path(job_id, "/result"))
+        with self.translated(), closing(self.open_answer(request)) as response:
+            yield from response.iter_lines()
 
     def cancel(self, job_id: str) -> Job:
         """Stop the job; safe to repeat."""
@@ -163,7 +163,7 @@ class JobsClient:
 
     def delete(self, job_id: str) -> None:
         """Delete the job with its results."""
-        self._send(self._http.build_request("DELETE", _path(job_id)))
+        self.send(self.http.build_request("DELETE", _path(job_id)))
 
     def download(self, job_id: str, out: Path, layout: Layout) -> int:
         """Write the finished records to `out`, which appears whole or not at all; how many.
@@ -173,11 +173,11 @@ class JobsClient:
         part = out.with_name(f".{out.name}.part")
         format = "parquet" if out.name.lower().endswith(".parquet") else "jsonl"
         params = {"layout": layout, "format": format}
-        request = self._http.build_request("GET", _path(job_id, "/result"), params=params)
+        request = self.http.build_request("GET", _path(job_id, "/result"), params=params)
         try:
             with (
-                self._translated(),
-                closing(self._open(request)) as response,
+                self.translated(),
+                closing(self.open_answer(request)) as response,
                 part.open("wb") as stream,
             ):
                 for chunk in response.iter_bytes():
@@ -228,13 +228,13 @@ class JobsClient:
         headers = [(b"Accept", b"text/event-stream")]
         if seen is not None:
             headers.append((b"Last-Event-ID", seen.encode()))
-        request = self._http.build_request("GET", _path(job_id, "/events"), headers=headers)
-        response = self._open(request)
+        request = self.http.build_request("GET", _path(job_id, "/events"), headers=headers)
+        response = self.open_answer(request)
         try:
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise UpstreamError(f"{self.server} sends no events; is the address right?")
             chunks = response.iter_bytes()
-            with self._translated():
+            with self.translated():
                 first = next(chunks, None)
             if first is None:
                 raise UpstreamUnavailable(f"{self.server} closes the connection without a word")
@@ -244,43 +244,8 @@ class JobsClient:
         return response, chain([first], chunks)
 
     def _job(self, method: str, path: str) -> Job:
-        answer = self._send(self._http.build_request(method, path))
+        answer = self.send(self.http.build_request(method, path))
         return parse(Job, answer.content, self.server)
-
-    def _send(self, request: httpx.Request) -> httpx.Response:
-        """A successful answer, read."""
-        with self._translated(), closing(self._open(request)) as response:
-            response.read()
-            return response
-
-    def _open(self, request: httpx.Request) -> httpx.Response:
-        """A successful answer whose body has not been read."""
-        with self._translated():
-            response = self._http.send(request, stream=True)
-            if response.is_success:
-                return response
-            with closing(response):
-                response.read()
-        raise refusal(response, self.server)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise UpstreamUnavailable(
-                f"no server answers at {self.server}; start one with `asap serve`, or name "
-                "another with --server"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise UpstreamTimeout(f"{self.server} did not answer in time") from error
-        except httpx.TransportError as error:
-            reason = one_line(str(error)) or type(error).__name__
-            raise UpstreamUnavailable(
-                f"the connection to {self.server} broke off: {reason}"
-            ) from error
-        except httpx.DecodingError as error:
-            raise UpstreamError(f"the answer of {self.server} is garbled") from error
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -13,12 +12,21 @@ from rich.console import Console
 
 from asap.errors import InvalidInput
 from asap_cli.options import Method, PruneOptions
+from asap_cli.server_commands import (
+    HERE,
+    Follow,
+    JobId,
+    Server,
+    announce,
+    follow_job,
+    open_client,
+    print_table,
+    say,
+)
 from asap_runtime.layouts import Layout
-from asap_runtime.problems import INTERRUPTED, PROBLEMS
 
 if TYPE_CHECKING:
-    from asap_cli.answers import Estimate, Job
-    from asap_cli.client import JobsClient
+    from asap_cli.answers import Estimate
 
 __all__ = ["jobs_app"]
 
@@ -28,18 +36,12 @@ jobs_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Server = Annotated[str, typer.Option(envvar="ASAP_SERVER", help="URL of the server.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Token budget of each CoT.")]
 KeepRatio = Annotated[
     float | None, typer.Option(help="Instead: share of each CoT's tokens to keep.")
 ]
-Follow = Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")]
 Priority = Literal["batch", "background"]
 MONTH_S = 30 * 24 * 3600
-HERE = "http://127.0.0.1:8000"
-PIPED_WIDTH = 200
-DATA_ERROR = PROBLEMS[InvalidInput].exit_code
 
 
 @jobs_app.command()
@@ -70,7 +72,7 @@ def submit(
         str | None, typer.Option(metavar="URL", help="https address, told when the job has ended.")
     ] = None,
     priority: Annotated[
-        Priority | None, typer.Option(help="background goes after all batch [default: batch].")
+        Priority | None, typer.Option(help="background goes after all batch \\[default: batch].")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the job would take; submit nothing.")
@@ -88,12 +90,12 @@ def submit(
     }
     options: dict[str, JsonValue] = {"config": _config(assignments or [], knobs)}
     options |= {name: value for name, value in given.items() if value is not None}
-    with _client(server) as client:
+    with open_client(server) as client:
         if dry_run:
             _print_estimate(client.estimate(source, options))
             return
         job = client.submit(source, options)
-        _started(client, job, f"{source.name} submitted to {client.server}", follow)
+        announce(client, job, f"{source.name} submitted to {client.server}", follow)
 
 
 @jobs_app.command()
@@ -108,16 +110,16 @@ def rebudget(
     if (max_tokens is None) == (keep_ratio is None):
         raise InvalidInput("give exactly one of --max-tokens and --keep-ratio")
     config = _config([], {"max_tokens": max_tokens, "keep_ratio": keep_ratio})
-    with _client(server) as client:
-        job = client.rebudget(job_id, config)
-        _started(client, job, f"scores of job {job_id} are used again", follow)
+    with open_client(server) as client:
+        job = client.start({"scores_from": job_id, "config": config})
+        announce(client, job, f"scores of job {job_id} are used again", follow)
 
 
 @jobs_app.command()
 def watch(job_id: JobId, server: Server = HERE) -> None:
     """Follow a job to its end. Exit code 0, or 65 when items failed or the job was stopped."""
-    with _client(server) as client:
-        raise typer.Exit(_watch(client, client.job(job_id)))
+    with open_client(server) as client:
+        raise typer.Exit(follow_job(client, client.job(job_id)))
 
 
 @jobs_app.command("list")
@@ -128,14 +130,11 @@ def list_jobs(
     """List the jobs, newest first."""
     from asap_cli.tables import jobs_table
 
-    with _client(server) as client:
+    with open_client(server) as client:
         page = client.jobs(limit)
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH  # what a program reads is never cut
-    console.print(jobs_table(page.jobs), highlight=False)
+    print_table(jobs_table(page.jobs))
     if page.next_cursor is not None:
-        _say(f"these are the newest {limit}; --limit shows more")
+        say(f"these are the newest {limit}; --limit shows more")
 
 
 @jobs_app.command()
@@ -144,7 +143,7 @@ def show(job_id: JobId, server: Server = HERE) -> None:
     from asap_cli.tables import facts_table
     from asap_cli.watch import Failures, print_failures
 
-    with _client(server) as client:
+    with open_client(server) as client:
         job = client.job(job_id)
         found = Failures.of(job, client.items(job_id)) if job.items("failed") else None
     console = Console()
@@ -158,32 +157,32 @@ def cancel(job_id: JobId, server: Server = HERE) -> None:
     """Stop a job; safe to repeat. What is done stays downloadable."""
     from asap_cli.watch import print_end
 
-    with _client(server) as client:
+    with open_client(server) as client:
         print_end(Console(), client.cancel(job_id))
 
 
 @jobs_app.command()
 def retry(job_id: JobId, server: Server = HERE) -> None:
     """Run the failed items of a finished job again; bad lines stay failed."""
-    with _client(server) as client:
+    with open_client(server) as client:
         before, after = client.job(job_id), client.retry(job_id)
     again = before.items("failed") - after.items("failed")
     if again > 0:
-        _say(f"{again:,} items run again; `asap jobs watch {job_id}` follows them")
+        say(f"{again:,} items run again; `asap jobs watch {job_id}` follows them")
     elif before.phase != "done":
-        _say(
+        say(
             f"nothing runs again: the job is {before.phase}, only a job that is done can be retried"
         )
     else:
-        _say("nothing runs again: no item of the job failed in a stage")
+        say("nothing runs again: no item of the job failed in a stage")
 
 
 @jobs_app.command()
 def delete(job_id: JobId, server: Server = HERE) -> None:
     """Stop a job and delete it with its results."""
-    with _client(server) as client:
+    with open_client(server) as client:
         client.delete(job_id)
-    _say(f"job {job_id} is deleted")
+    say(f"job {job_id} is deleted")
 
 
 @jobs_app.command()
@@ -200,19 +199,12 @@ def download(
 
     if not out.name.lower().endswith((".jsonl", ".ndjson", ".parquet")) or out.is_dir():
         raise InvalidInput(f"OUT must be a file that ends in .jsonl or .parquet, not {str(out)!r}")
-    with _client(server) as client:
+    with open_client(server) as client:
         job = client.job(job_id)
         records = client.download(job_id, out, layout)
     rest = job.total - job.items(*FINAL)
     note = f"; {rest:,} items were not finished" if rest else ""
-    _say(f"{records:,} records written to {out}{note}")
-
-
-def _client(server: str) -> JobsClient:
-    from asap_cli.client import JobsClient
-
-    # From the environment alone: an option would stand in the shell's history.
-    return JobsClient.open(server, key=os.environ.get("ASAP_API_KEY"))
+    say(f"{records:,} records written to {out}{note}")
 
 
 def _config(assignments: Sequence[str], given: Mapping[str, object]) -> dict[str, JsonValue]:
@@ -224,45 +216,8 @@ def _config(assignments: Sequence[str], given: Mapping[str, object]) -> dict[str
     return cast("dict[str, JsonValue]", checked.model_dump(mode="json", include=names))
 
 
-def _started(client: JobsClient, job: Job, what: str, follow: bool) -> None:
-    """Tell of a new job, and follow it if that was asked for."""
-    typer.echo(job.id)
-    _say(what if follow else f"{what}; `asap jobs watch {job.id}` follows it")
-    if follow:
-        raise typer.Exit(_watch(client, job))
-
-
 def _print_estimate(planned: Estimate) -> None:
     from asap_cli.tables import estimate_table
 
     Console().print(estimate_table(planned), highlight=False)
-    _say("an estimate, not a promise; nothing was submitted")
-
-
-def _watch(client: JobsClient, job: Job) -> int:
-    """Show the job until it has ended; the exit code."""
-    from asap_cli.watch import Failures, JobProgress, print_end, print_failures, route_of
-
-    console = Console(stderr=True)
-    try:
-        with JobProgress(console, route_of(job)) as progress:
-            for state in client.follow(job.id):
-                progress.show(state)
-                job = state
-        print_end(console, job)
-        if job.items("failed"):
-            print_failures(console, job, Failures.of(job, client.items(job.id)))
-    except KeyboardInterrupt:
-        _say(
-            f"job {job.id} goes on; `asap jobs watch {job.id}` follows it, "
-            f"`asap jobs cancel {job.id}` stops it"
-        )
-        return INTERRUPTED
-    return 0 if job.phase == "done" and not job.items("failed") else DATA_ERROR
-
-
-def _say(text: str) -> None:
-    """A sentence for people, on stderr: stdout holds what scripts read."""
-    from asap_cli.answers import one_line
-
-    Console(stderr=True).print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+    say("an estimate, not a promise; nothing was submitted")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asap.errors import NotFound
+from asap.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from asap_runtime.database import Database
@@ -41,7 +41,7 @@ def create(
         str, typer.Option(help="Whose jobs it sees; local owns those made without keys.")
     ] = "local",
     expires_days: Annotated[
-        int | None, typer.Option(min=1, max=3650, help="Days until it expires [default: never].")
+        int | None, typer.Option(min=1, max=3650, help="Days until it expires \\[default: never].")
     ] = None,
 ) -> None:
     """Make a key and print it, once: only its hash is stored."""
@@ -55,6 +55,22 @@ def create(
         f"key {key.id} of tenant {key.tenant}, role {key.role}{until}; it is shown this once. "
         f"Send it as `Authorization: Bearer KEY`; `asap keys revoke {key.id}` ends it"
     )
+
+
+@keys_app.command()
+def ensure(
+    name: Annotated[str, typer.Option(help="Who holds the key.")],
+    role: Annotated[str, typer.Option(help="read, submit or admin.")] = "submit",
+    tenant: Annotated[str, typer.Option(help="Whose jobs it sees.")] = "local",
+) -> None:
+    """Add the key that ASAP_API_KEY holds, unless it is known; safe to repeat."""
+    token = os.environ.get("ASAP_API_KEY")
+    if not token:
+        raise InvalidInput("ASAP_API_KEY is not set: it holds the key to add")
+    with _keys() as (database, ring):
+        key = ring.ensure(tenant, name, role, token)
+        _record(database, key.tenant, "ensure", key.id)
+    _say(f"key {key.id} of tenant {key.tenant} is {key.state}, role {key.role}")
 
 
 @keys_app.command("list")

@@ -13,8 +13,12 @@ from asap.config import ScoreName
 from asap.errors import AsapError, InvalidInput
 from asap.steps import Split
 from asap.train_config import TrainConfig
+from asap_cli import job_kinds  # noqa: F401 - adds its commands to those of `asap jobs`
+from asap_cli.deploy_command import deploy
+from asap_cli.eval_commands import eval_app
 from asap_cli.jobs import jobs_app
 from asap_cli.keys import keys_app
+from asap_cli.models import models_app
 from asap_cli.options import (
     Device,
     Method,
@@ -23,7 +27,6 @@ from asap_cli.options import (
 )
 from asap_runtime.demo_model import DEMO
 from asap_runtime.layouts import Layout
-from asap_runtime.model_files import DEFAULT_MODEL
 from asap_runtime.problems import problem_of
 from asap_runtime.schemas import Schema
 
@@ -55,7 +58,7 @@ def prune(
     ] = "default",
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Token budget of each CoT [default: 4096].", show_default=False),
+        typer.Option(help="Token budget of each CoT \\[default: 4096].", show_default=False),
     ] = None,
     keep_ratio: Annotated[
         float | None, typer.Option(help="Instead: share of each CoT's tokens to keep.")
@@ -76,7 +79,7 @@ def prune(
     ] = None,
     anchor: Annotated[
         str | None,
-        typer.Option(help="llm or extractive [default: llm when --llm-model is given]."),
+        typer.Option(help="llm or extractive \\[default: llm when --llm-model is given]."),
     ] = None,
     llm_base_url: Annotated[
         str | None,
@@ -182,7 +185,7 @@ def train(
         str | None,
         typer.Option(
             help="Model to start from: hub name or directory "
-            "[default: the paper's 7B; with --preset demo the shipped demo model]."
+            "\\[default: the paper's 7B; with --preset demo the shipped demo model]."
         ),
     ] = None,
     preset: Annotated[
@@ -208,6 +211,7 @@ def train(
 ) -> None:
     """Fine-tune a model on DATA, on this machine. A killed run goes on where it stopped."""
     from asap_cli.train import TrainOptions, run_preflight, run_preview, run_train
+    from asap_runtime.model_files import DEFAULT_MODEL
 
     config = read_config(TrainConfig, assignments or [], preset=preset)
     if base is None:
@@ -225,7 +229,7 @@ def show(
     source: Annotated[str, typer.Argument(metavar="OUT", help="Records of `asap prune`.")],
     id: Annotated[
         str | None,
-        typer.Option("--id", help="Record to show, or the start of its id [default: first]."),
+        typer.Option("--id", help="Record to show, or the start of its id \\[default: first]."),
     ] = None,
 ) -> None:
     """Print one trace: kept steps, dropped steps struck through, stage and surprisal of each."""
@@ -242,8 +246,8 @@ def methods() -> None:
     Console().print(method_table())
 
 
-Host = Annotated[str | None, typer.Option(help="Address [default: 127.0.0.1].")]
-Port = Annotated[int | None, typer.Option(help="Port [default: 8000].")]
+Host = Annotated[str | None, typer.Option(help="Address \\[default: 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="Port \\[default: 8000].")]
 
 
 @app.command()
@@ -264,11 +268,16 @@ def gateway(host: Host = None, port: Port = None) -> None:
 
 
 @app.command()
-def worker(stage: Annotated[str, typer.Argument(help="anchor, surprisal or trainer.")]) -> None:
+def worker(
+    stage: Annotated[str, typer.Argument(help="anchor, surprisal, trainer, generate or grade.")],
+) -> None:
     """Work on one stage until SIGTERM."""
     from asap_cli.worker import run_worker
 
     run_worker(stage)
+
+
+app.command()(deploy)
 
 
 @app.command()
@@ -296,7 +305,19 @@ def upgrade() -> None:
     upgrade_database()
 
 
+@db_app.command("wait")
+def wait_for_database(
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 600,
+) -> None:
+    """Wait until the database is there and has the newest schema."""
+    from asap_cli.roles import wait_for_schema
+
+    wait_for_schema(timeout)
+
+
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(models_app, name="models")
+app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 
 

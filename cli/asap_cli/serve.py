@@ -1,4 +1,4 @@
-"""`asap serve` and `asap gateway`: the HTTP API, with both stages in the process or without."""
+"""`asap serve` and `asap gateway`: the HTTP API, with all stages in the process or without."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from asap_gateway.app import create_app
 from asap_gateway.service import Gateway
 from asap_gateway.serving import Serving
 from asap_gateway.submissions import ServerKnowledge
+from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import open_blobs
 from asap_runtime.database import Database
 from asap_runtime.deliverer import Deliverer
@@ -73,7 +74,11 @@ def open_gateway(settings: AllSettings, host: StageHost) -> Gateway:
     if settings.llm.model is None:
         defaults.setdefault("anchor", "extractive")
     knowledge = ServerKnowledge(
-        defaults, settings.webhooks, settings.llm.prices, _counter(settings, host)
+        defaults,
+        settings.webhooks,
+        settings.llm.prices,
+        _counter(settings, host),
+        BenchmarkFolder(settings.benchmarks),
     )
     return Gateway(
         host.database,

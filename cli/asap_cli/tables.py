@@ -1,48 +1,71 @@
-"""What a server tells of jobs, as tables."""
+"""What a server tells of jobs and models, as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from pydantic import BaseModel, JsonValue
 from rich.table import Table
 from rich.text import Text
 
 from asap.config import PruneConfig
-from asap_cli.answers import FINAL, Estimate, Job, one_line
-from asap_cli.watch import cost_of
+from asap.eval_config import EvalConfig
+from asap.train_config import TrainConfig
+from asap_cli.answers import FINAL, Estimate, Figure, Job, Model, Plan, one_line
 
-__all__ = ["estimate_table", "facts_table", "jobs_table"]
+__all__ = [
+    "cost_of",
+    "estimate_table",
+    "facts_table",
+    "figures_table",
+    "jobs_table",
+    "model_table",
+    "models_table",
+    "plan_table",
+]
+
+CONFIGS: dict[str, type[BaseModel]] = {
+    "prune": PruneConfig,
+    "train": TrainConfig,
+    "evaluate": EvalConfig,
+}
 
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """One row for each job."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("id", "phase", "created"):
+    for name in ("id", "kind", "phase", "created"):
         table.add_column(name, no_wrap=True)
     for name in ("done", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
-        words = (Text(one_line(word)) for word in (job.id, job.phase, _time(job.created_at)))
+        words = (Text(one_line(word)) for word in _job_words(job))
         done = f"{job.items(*FINAL):,}/{job.total:,}"
         table.add_row(*words, done, f"{job.items('failed'):,}")
     return table
+
+
+def _job_words(job: Job) -> tuple[str, ...]:
+    return job.id, job.kind, job.phase, _time(job.created_at)
 
 
 def facts_table(job: Job) -> Table:
     """The job's facts, what its configuration changes, and its items by stage and status."""
     table = _facts()
     table.add_row("id", Text(one_line(job.id)))
+    if job.kind != "prune":
+        table.add_row("kind", Text(one_line(job.kind)))
     table.add_row("phase", Text(one_line(job.phase)))
     table.add_row("created", _time(job.created_at))
     if job.finished_at is not None:
         seconds = job.finished_at - job.created_at
         table.add_row("finished", f"{_time(job.finished_at)}, after {seconds:.1f} s")
-    usual = PruneConfig().model_dump(mode="json")
-    changed = {name: v for name, v in job.config.items() if v != usual.get(name)}
-    told = {"method": job.config.get("method"), **changed}
-    pairs = ", ".join(f"{name}={value}" for name, value in told.items())
+    pairs = ", ".join(f"{name}={value}" for name, value in _told(job).items())
     table.add_row("config", Text(one_line(pairs)))
+    for name, text in _of_kind(job):
+        table.add_row(name, Text(one_line(text)))
     if (cost := cost_of(job)) is not None:
         table.add_row("cost", cost)
     table.add_row("items", f"{job.total:,}")
@@ -51,6 +74,96 @@ def facts_table(job: Job) -> Table:
         table.add_row(where, f"{count.items:,}")
     for problem in job.problems:
         table.add_row("problem", Text(one_line(f"{problem.code}: {problem.detail}")))
+    return table
+
+
+def _told(job: Job) -> dict[str, JsonValue]:
+    """What of the configuration is not the default of its kind."""
+    kind = CONFIGS.get(job.kind)
+    if kind is None:
+        return dict(job.config)
+    usual = kind().model_dump(mode="json")
+    changed = {name: value for name, value in job.config.items() if value != usual.get(name)}
+    return {"method": job.config.get("method"), **changed} if job.kind == "prune" else changed
+
+
+def _of_kind(job: Job) -> Iterator[tuple[str, str]]:
+    """What a training or an evaluation says of itself."""
+    if (train := job.train) is not None:
+        yield "base", train.base
+        version = "" if train.version is None else f"@{train.version}"
+        yield "model", f"{train.model}{version}"
+        if (progress := train.progress) is not None:
+            steps = f" {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+            yield "progress", f"{progress.phase}{steps}"
+    if (evaluation := job.evaluation) is not None:
+        yield "model", evaluation.model
+        yield (
+            "questions",
+            f"{evaluation.questions:,}, {evaluation.generated:,} generated, "
+            f"{evaluation.done:,} done",
+        )
+
+
+def cost_of(job: Job) -> str | None:
+    """What LLM calls cost so far, and the cap; None when neither money nor a cap is known."""
+    if not job.cost_usd and job.cost_cap_usd is None:
+        return None
+    cap = "" if job.cost_cap_usd is None else f" of at most ${job.cost_cap_usd:,.2f}"
+    return f"${job.cost_usd:,.4f}{cap}"
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """What an evaluation reached; the whole report is the server's."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("benchmark", no_wrap=True)
+    for name in ("budget", "code", "tasks", "Acc %", "Tok"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in figures:
+        table.add_row(
+            Text(one_line(one.benchmark)),
+            f"{one.budget:,}",
+            Text(one_line(one.extraction)),
+            f"{one.tasks:,}",
+            f"{one.pass_at_1:.2f}",
+            f"{one.tokens:,.0f}",
+        )
+    return table
+
+
+def plan_table(planned: Plan) -> Table:
+    """What a job of another kind than prune would take, in the server's own words."""
+    table = _facts()
+    for name, value in planned.root.items():
+        text = f"{value:,}" if isinstance(value, int | float) else json.dumps(value)
+        table.add_row(Text(one_line(name.replace("_", " "))), Text(one_line(text.strip('"'))))
+    return table
+
+
+def models_table(models: Sequence[Model]) -> Table:
+    """One row for each version."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("model", "stage", "created", "base"):
+        table.add_column(name, no_wrap=True)
+    for model in models:
+        words = (f"{model.name}@{model.version}", model.stage, _time(model.created_at), model.base)
+        table.add_row(*(Text(one_line(word)) for word in words))
+    return table
+
+
+def model_table(model: Model) -> Table:
+    """A version's facts and the figures of its training and of its evaluations."""
+    table = _facts()
+    for name, text in {
+        "model": f"{model.name}@{model.version}",
+        "stage": model.stage,
+        "created": _time(model.created_at),
+        "base": model.base,
+        "job": model.job_id,
+        "sha256": model.manifest_sha256,
+        **{name: json.dumps(value) for name, value in sorted(model.meta.items())},
+    }.items():
+        table.add_row(Text(one_line(name)), Text(one_line(text)))
     return table
 
 

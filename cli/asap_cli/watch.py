@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -17,11 +18,14 @@ from rich.progress import TaskID
 from asap.methods import METHODS
 from asap_cli.answers import FINAL, Item, ItemProblem, Job, one_line
 from asap_cli.progress import Bars
+from asap_cli.tables import cost_of, figures_table
+from asap_cli.train_views import TrainProgressView, result_table
 
 __all__ = [
     "Failures",
     "JobProgress",
-    "cost_of",
+    "TrainJobProgress",
+    "open_progress",
     "print_end",
     "print_failures",
     "route_of",
@@ -31,6 +35,7 @@ __all__ = [
 LINE_EVERY_S = 10.0
 SHOWN_CODES = 5
 SCANNED_ITEMS = 100_000
+ROUTES = {"train": ("trainer",), "evaluate": ("generate", "grade")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,9 @@ class StageProgress:
 
 
 def route_of(job: Job) -> tuple[str, ...]:
-    """The stages of the job's method in order; for an unknown method those that hold items."""
+    """The stages of the job's kind and method in order; of unknown ones those that hold items."""
+    if job.kind in ROUTES:
+        return ROUTES[job.kind]
     method = METHODS.get(str(job.config.get("method")))
     if method is not None:
         return method.stages
@@ -116,6 +123,37 @@ class JobProgress(Bars):
         _print(self._console, ", ".join(parts))
 
 
+class TrainJobProgress:
+    """The steps of a training job, as they come."""
+
+    def __init__(self, console: Console) -> None:
+        self._view = TrainProgressView(console)
+
+    def __enter__(self) -> Self:
+        self._view.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._view.__exit__(kind, error, trace)
+
+    def show(self, job: Job) -> None:
+        """The job's state at this moment; nothing before its process has said a word."""
+        if job.train is not None and job.train.progress is not None:
+            self._view.show(job.train.progress)
+
+
+def open_progress(console: Console, job: Job) -> JobProgress | TrainJobProgress:
+    """What shows a job of its kind."""
+    if job.kind == "train":
+        return TrainJobProgress(console)
+    return JobProgress(console, route_of(job))
+
+
 @dataclass(slots=True)
 class Failures:
     """The problem codes of a job's failed items: how often, and the first line of each."""
@@ -147,16 +185,8 @@ class Failures:
         return found
 
 
-def cost_of(job: Job) -> str | None:
-    """What LLM calls cost so far, and the cap; None when neither money nor a cap is known."""
-    if not job.cost_usd and job.cost_cap_usd is None:
-        return None
-    cap = "" if job.cost_cap_usd is None else f" of at most ${job.cost_cap_usd:,.2f}"
-    return f"${job.cost_usd:,.4f}{cap}"
-
-
 def print_end(console: Console, job: Job) -> None:
-    """One sentence of how the job ended, and what it cost."""
+    """One sentence of how the job ended, and what it cost; then what came of it."""
     counts = {name: job.items(name) for name in (*FINAL, "queued", "running")}
     parts = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     took = "" if job.finished_at is None else f" in {job.finished_at - job.created_at:.1f} s"
@@ -165,6 +195,12 @@ def print_end(console: Console, job: Job) -> None:
     _print(console, text if cost is None else f"{text}, cost {cost}", style="bold")
     for problem in job.problems[:SHOWN_CODES]:
         _print(console, f"{one_line(problem.code)}: {one_line(problem.detail)}", style="red")
+    if job.train is not None and job.train.result is not None:
+        console.print(result_table(job.train.result), highlight=False)
+        if job.train.version is not None:
+            _print(console, f"model {one_line(job.train.model)}@{job.train.version}", style="bold")
+    if job.evaluation is not None and job.evaluation.figures is not None:
+        console.print(figures_table(job.evaluation.figures), highlight=False)
 
 
 def print_failures(console: Console, job: Job, found: Failures) -> None:

@@ -58,7 +58,9 @@ def benchmark_of(name: str) -> Benchmark:
 class EvalConfig(BaseModel):
     """Every knob of an evaluation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     preset: Literal["default", "paper", "demo"] = "default"
     benchmarks: tuple[Annotated[str, Field(min_length=1)], ...] = Field(

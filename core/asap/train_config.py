@@ -113,7 +113,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "held_out_share": 0.1,
         "max_steps": 200,
         "accumulation": 4,
-        "learning_rate": 1e-3,
+        "learning_rate": 4e-5,
         "precision": "float32",
         "gradient_checkpointing": False,
         "save_every": 50,

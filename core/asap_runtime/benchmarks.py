@@ -113,8 +113,8 @@ class BenchmarkFolder:
         folder: None: there are none.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = None if folder is None else folder.expanduser()
 
     def check(self, name: str) -> None:
         """Raise InvalidInput unless there is a file of that benchmark. Reads nothing."""

@@ -159,7 +159,7 @@ class Ingester:
         self._takings, self._ledger = Takings(database, lease_s=lease_s), JobLedger(database)
         self._removal = JobRemoval(database, blobs)
         self._blobs, self._limits, self._on_taken_in = blobs, limits, on_taken_in
-        self._benchmarks = benchmarks or BenchmarkFolder(None)
+        self._benchmarks = benchmarks or BenchmarkFolder()
         self._poll_s, self._beat_s, self._tidy_at = poll_s, lease_s / 4, 0.0
         self._bell, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []

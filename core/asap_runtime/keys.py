@@ -116,6 +116,34 @@ class KeyRing:
         """
         _check(tenant, name, role, expires_in_s)
         key_id, secret = secrets.token_hex(8), secrets.token_hex(32)
+        view = self._add(key_id, secret, tenant, name, role, expires_in_s)
+        return view, f"asap_{key_id}_{secret}"
+
+    def ensure(self, tenant: str, name: str, role: str, token: str) -> KeyView:
+        """The key of a token that was made elsewhere, such as in a cluster's secret; it is added
+        when its id is unknown, and left as it is, revoked or not, when it is known.
+
+        Raises InvalidInput for what has not the form of a token, and where `create` would.
+        """
+        _check(tenant, name, role, None)
+        match = _TOKEN.fullmatch(token)
+        if match is None:
+            raise InvalidInput("the key must have the form asap_16 hex digits_64 hex digits")
+        key_id, secret = match.groups()
+        for view in self.list():
+            if view.id == key_id:
+                return view
+        return self._add(key_id, secret, tenant, name, role, None)
+
+    def _add(
+        self,
+        key_id: str,
+        secret: str,
+        tenant: str,
+        name: str,
+        role: str,
+        expires_in_s: float | None,
+    ) -> KeyView:
         row = insert(api_keys).values(
             id=key_id,
             tenant=tenant,
@@ -138,8 +166,7 @@ class KeyRing:
                 )
             connection.execute(row)
             shown = select(*_SHOWN).where(api_keys.c.id == key_id)
-            view = KeyView(**connection.execute(shown).mappings().one())
-        return view, f"asap_{key_id}_{secret}"
+            return KeyView(**connection.execute(shown).mappings().one())
 
     def verify(self, token: str) -> KeyView | None:
         """The live key of the token; None when it is malformed, unknown, expired or revoked.

@@ -32,6 +32,11 @@ __all__ = [
     "COARSE_ATTEMPTS",
     "COT_TOKENS",
     "DB_SECONDS",
+    "GENERATE_REQUESTS",
+    "GENERATE_SECONDS",
+    "GENERATE_SERVER_STARTS",
+    "GENERATE_TOKENS",
+    "GRADES",
     "HTTP_SECONDS",
     "ITEMS",
     "ITEMS_OPEN",
@@ -46,6 +51,9 @@ __all__ = [
     "QUEUE_UP",
     "QUEUE_WAIT_SECONDS",
     "REPUBLISHED",
+    "SANDBOX_LEVEL",
+    "SANDBOX_SECONDS",
+    "SANDBOX_TROUBLE",
     "SCORE_BUSY_SECONDS",
     "SCORE_OPERATIONS",
     "SCORE_PASSES",
@@ -184,6 +192,24 @@ SHADOW_TOKENS_SAVED = Gauge(
 )
 SHADOW_SECONDS_SAVED = Gauge(
     "asap_shadow_seconds_saved", "Seconds below the baseline's, compared", ["model"]
+)
+
+# Evaluation: completions of a model, and what their programs came to.
+GENERATE_REQUESTS = Counter("asap_generate_requests", "Tries of a completion", ["outcome"])
+GENERATE_TOKENS = Counter(
+    "asap_generate_tokens", "Of whole completions: prompt, completion", ["direction"]
+)
+GENERATE_SECONDS = Histogram(
+    "asap_generate_seconds", "Until the first token, and the whole", ["part"], buckets=_SECONDS
+)
+GENERATE_SERVER_STARTS = Counter(
+    "asap_generate_server_starts", "vLLM servers: ok, failed, adopted", ["outcome"]
+)
+GRADES = Counter("asap_grades", "Programs by what they came to", ["benchmark", "grade"])
+SANDBOX_LEVEL = Gauge("asap_sandbox_level", "2 namespaces, 1 landlock, 0 no sandbox holds")
+SANDBOX_SECONDS = Histogram("asap_sandbox_seconds", "Wall time of one program", buckets=_SECONDS)
+SANDBOX_TROUBLE = Counter(
+    "asap_sandbox_trouble", "Sandboxes that failed: retried, unscored, unavailable", ["reason"]
 )
 
 _PARENT = "traceparent"

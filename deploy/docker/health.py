@@ -1,6 +1,6 @@
 """Leave with 0 when one of the URLs answers with 200: for images without curl.
 
-    python health.py http://127.0.0.1:8000/healthz http://127.0.0.1:9100/healthz
+python health.py http://127.0.0.1:8000/healthz http://127.0.0.1:9100/healthz
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Print what extras of pyproject.toml need, so that an image gets it before the sources.
 
-    python3 requirements.py pyproject.toml serve,cluster
+python3 requirements.py pyproject.toml serve,cluster
 """
 
 import re

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from asap_gateway import events, jobs, models, operations, proxy, prune
+from asap_gateway import events, jobs, models, operations, proxy, prune, reports
 from asap_gateway.audit import Audit
 from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
@@ -72,6 +72,7 @@ def create_app(
     app.include_router(prune.router)
     app.include_router(jobs.router)
     app.include_router(events.router)
+    app.include_router(reports.router)
     app.include_router(models.router)
     app.include_router(proxy.router)
     app.include_router(operations.router)

@@ -110,6 +110,7 @@ class Governor:
                     self._prompt = chunk.pop("prompt_text", None) or self._prompt
                     reason = self._watch.stops(chunk, self._tally.completion)
                     if reason is not None:
+                        template = template or chunk
                         break
                     self._used = self._tally.completion
                     template = chunk if chunk["choices"] else template

@@ -16,6 +16,7 @@ NO_JOB: Final = "0123456789abcdef0123456789abcdef"
 PLACES: Final = {"job_id": NO_JOB, "name": "pruned-coder", "version": 1}
 """What stands in the paths of the examples: nothing is there."""
 JSON: Final = "application/json"
+EVALUATE: Final = {"kind": "evaluate", "model": "Qwen/Qwen2.5-7B"}
 TRAIN: Final = {"kind": "train", "base": "Qwen/Qwen2.5-7B", "model": "pruned-coder"}
 
 
@@ -158,12 +159,40 @@ EXAMPLES: Final = (
         "/config: Value error, backend unsloth trains on one device; take plain for several",
     ),
     _post(
+        "the first eight tasks of a benchmark at two budgets",
+        "/jobs",
+        202,
+        {**EVALUATE, "config": {"benchmarks": ["humaneval"], "limit": 8, "budgets": [2048, 4096]}},
+    ),
+    _post(
+        "what an evaluation would ask",
+        "/jobs",
+        200,
+        {**EVALUATE, "config": {"samples": 5, "temperature": 0.6}, "dry_run": True},
+    ),
+    _post(
+        "a model that the registry does not have",
+        "/jobs",
+        422,
+        {**EVALUATE, "model": "pruned-coder@7"},
+        "invalid-input",
+        "there is no model 'pruned-coder@7'",
+    ),
+    _post(
+        "a benchmark that the server does not have",
+        "/jobs",
+        422,
+        {**EVALUATE, "config": {"benchmarks": ["gone"]}},
+        "invalid-input",
+        "this server has no file of benchmark 'gone'",
+    ),
+    _post(
         "a kind that is unknown",
         "/jobs",
         422,
         {"kind": "bake"},
         "invalid-input",
-        "the request: kind must be one of prune and train",
+        "the request: kind must be one of prune, train and evaluate",
     ),
     _no_model("get", ""),
     _no_model("get", "/{version}"),
@@ -173,6 +202,15 @@ EXAMPLES: Final = (
     _unknown("get", "/items"),
     _unknown("get", "/result"),
     _unknown("get", "/events"),
+    _unknown("get", "/report"),
+    Example(
+        "nothing to compare",
+        "get",
+        "/reports/compare",
+        422,
+        code="invalid-input",
+        detail="/job: Field required",
+    ),
     _unknown("post", "/cancel"),
     _unknown("post", "/retry"),
     _unknown("delete", ""),

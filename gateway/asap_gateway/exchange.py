@@ -182,6 +182,8 @@ class Exchange(Response):
             while piece := await call.read():
                 if kept := plain.feed(piece):
                     yield kept
+                if plain.failure is not None:
+                    raise plain.failure
         if not plain.done:
             raise UpstreamError("the model server broke off its answer")
         plain.settle()

@@ -13,10 +13,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from asap.errors import InvalidInput
 from asap_gateway.auth import Caller
 from asap_gateway.errors import PROBLEM_RESPONSES
+from asap_gateway.evaluation_schemas import EvaluateEstimateBody
 from asap_gateway.idempotency import idempotency_key
 from asap_gateway.json_body import JsonRoute
 from asap_gateway.schemas import (
     EstimateBody,
+    EvaluateRequest,
     ItemPage,
     JobBody,
     JobPage,
@@ -37,9 +39,10 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
     "parquet": "application/vnd.apache.parquet",
 }
 
+AnyEstimate = EstimateBody | TrainEstimateBody | EvaluateEstimateBody
 ESTIMATED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "model": EstimateBody | TrainEstimateBody,
+        "model": AnyEstimate,
         "description": "The estimate of a `dry_run`",
     }
 }
@@ -63,7 +66,8 @@ async def submit_job(
     body: Submission, request: Request, caller: Caller, gateway: TheGateway
 ) -> JSONResponse:
     """Submit triples given in the body, a data set of the server's blob store, or the scores of an
-    ended job; or, as `kind` train, a model to be trained. With `dry_run` 200 and an estimate.
+    ended job; or, as `kind` train, a model to be trained, as `kind` evaluate, one to be asked
+    benchmarks. With `dry_run` 200 and an estimate.
     """
     tenant, key = caller.tenant, idempotency_key(request)
     taken = await asyncio.to_thread(_take, gateway, tenant, body, key)
@@ -73,14 +77,22 @@ async def submit_job(
 
 
 def _take(
-    gateway: Gateway, tenant: str, body: JobRequest | TrainRequest, key: str | None
-) -> str | EstimateBody | TrainEstimateBody:
+    gateway: Gateway,
+    tenant: str,
+    body: JobRequest | TrainRequest | EvaluateRequest,
+    key: str | None,
+) -> str | AnyEstimate:
     """The id of the new job, or the estimate of a `dry_run`. Blocking."""
     if isinstance(body, TrainRequest):
         if body.dry_run:
             return gateway.training.estimate(tenant, body)
         gateway.submissions.admit(tenant, 1)
         return gateway.training.submit(tenant, body, key)
+    if isinstance(body, EvaluateRequest):
+        if body.dry_run:
+            return gateway.evaluations.estimate(tenant, body)
+        gateway.submissions.admit(tenant, 1)
+        return gateway.evaluations.submit(tenant, body, key)
     if body.dry_run:
         return gateway.submissions.estimate(tenant, body)
     return gateway.submissions.submit(tenant, body, key)
@@ -141,7 +153,7 @@ async def get_result(
     ] = None,
 ) -> StreamingResponse:
     """Finished records in input order, also while the job runs; of a training job its run, with
-    `result`, once it has ended well.
+    `result`, once it has ended well; of an evaluation its questions with completions and grades.
     """
     chosen = format or _negotiated(request.headers.get("accept", ""))
     kind = await asyncio.to_thread(gateway.kind, caller.tenant, job_id)
@@ -150,7 +162,9 @@ async def get_result(
     elif (layout, chosen) == ("record", "jsonl"):
         chunks = gateway.lines(caller.tenant, job_id)
     else:
-        detail = f"the result of a {kind} job has the layout record and the format jsonl alone"
+        detail = (
+            f"the result of a job of kind {kind} has the layout record and the format jsonl alone"
+        )
         raise InvalidInput(detail, code="not-acceptable")
     return StreamingResponse(chunks, media_type=MEDIA_TYPES[chosen])
 

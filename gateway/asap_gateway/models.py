@@ -40,7 +40,7 @@ class ModelBody(BaseModel):
     """Of the list of its files with their hashes."""
     created_at: float
     meta: dict[str, JsonValue]
-    """Figures of its training."""
+    """Figures of its training and of evaluations."""
 
     @classmethod
     def of(cls, model: ModelVersion) -> ModelBody:

@@ -108,10 +108,10 @@ async def list_live_models(caller: Caller, serving: TheServing) -> LiveModels:
     return LiveModels(data=[_model(serving, caller.tenant, name) for name in names])
 
 
-@router.get("/models/{model}")
-async def get_live_model(model: str, caller: Caller, serving: TheServing) -> LiveModel:
+@router.get("/models/{name}")
+async def get_live_model(name: str, caller: Caller, serving: TheServing) -> LiveModel:
     """One of them."""
-    return _model(serving, caller.tenant, model)
+    return _model(serving, caller.tenant, name)
 
 
 @router.post(

@@ -17,9 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from asap.eval_config import EvalConfig
 from asap.runs import TrainProgress, TrainResult, TrainRun
 from asap.train_config import TrainConfig
 from asap.types import Triple
+from asap_gateway.evaluation_schemas import EvaluationBody
 from asap_runtime.models import MODEL_NAME
 from asap_runtime.queue import BACKGROUND, BATCH
 from asap_runtime.values import ItemProblem
@@ -29,6 +31,7 @@ __all__ = [
     "PRIORITIES",
     "TAG",
     "EstimateBody",
+    "EvaluateRequest",
     "ItemBody",
     "ItemPage",
     "JobBody",
@@ -45,6 +48,9 @@ __all__ = [
 
 PRIORITIES: Final = {"batch": BATCH, "background": BACKGROUND}
 JOB_ID: Final = r"^[0-9a-f]{32}$"
+ASKED_MODEL: Final = (
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(@[1-9][0-9]{0,8})?$"
+)
 
 Config = Annotated[
     dict[str, Any],
@@ -134,6 +140,17 @@ class TrainRequest(_Options):
         return self
 
 
+class EvaluateRequest(_Options):
+    """A model to be asked benchmarks of the server, and graded."""
+
+    kind: Literal["evaluate"]
+    model: str = Field(max_length=256, pattern=ASKED_MODEL)
+    """`name@version` of the registry, a name of it (its version in production, else the newest), or
+    the name by which the evaluator's server, or the hub, knows a model.
+    """
+    config: EvalConfig = EvalConfig()
+
+
 TAG: Final = "kind="
 """How the parts of an error's location begin that name a kind of body and no field."""
 
@@ -144,11 +161,13 @@ def _kind_of(body: object) -> str:
 
 
 Submission = Annotated[
-    Annotated[JobRequest, Tag(f"{TAG}prune")] | Annotated[TrainRequest, Tag(f"{TAG}train")],
+    Annotated[JobRequest, Tag(f"{TAG}prune")]
+    | Annotated[TrainRequest, Tag(f"{TAG}train")]
+    | Annotated[EvaluateRequest, Tag(f"{TAG}evaluate")],
     Discriminator(
         _kind_of,
         custom_error_type="unknown_kind",
-        custom_error_message="kind must be one of prune and train",
+        custom_error_message="kind must be one of prune, train and evaluate",
     ),
 ]
 """The body of POST /jobs: by `kind`, which is `prune` where it is missing."""
@@ -284,6 +303,8 @@ class JobBody(_Body):
     """The five most frequent problem codes of failed items. Null in lists and while it runs."""
     train: TrainBody | None
     """Of a training job, once its data has been gathered. Null in lists."""
+    evaluation: EvaluationBody | None
+    """Of an evaluation, once its questions are there. Null in lists."""
 
     @classmethod
     def of(
@@ -291,6 +312,7 @@ class JobBody(_Body):
         view: JobView,
         errors: Sequence[ErrorSummary] | None = None,
         train: TrainBody | None = None,
+        evaluation: EvaluationBody | None = None,
     ) -> JobBody:
         """The body of a job, with what went wrong in it when it has ended."""
         facts = view.facts
@@ -318,6 +340,7 @@ class JobBody(_Body):
                 for e in errors
             ],
             train=train,
+            evaluation=evaluation,
         )
 
 

@@ -12,6 +12,8 @@ from fastapi import Request
 from asap.errors import NotFound, UpstreamUnavailable
 from asap.runs import TrainRun
 from asap.types import Record
+from asap_gateway.evaluation_reports import EvaluationReports
+from asap_gateway.evaluations import EvaluationSubmissions
 from asap_gateway.schemas import ItemBody, ItemPage, JobBody, JobPage, TrainBody
 from asap_gateway.settings import GatewayLimits
 from asap_gateway.submissions import ServerKnowledge, Submissions
@@ -36,8 +38,8 @@ NOTHING_KNOWN = ServerKnowledge()
 
 
 class Gateway:
-    """The jobs and models of one server's tenants; `submissions` takes new jobs in, and `training`
-    those of its kind.
+    """The jobs and models of one server's tenants; `submissions` takes new jobs in, `training` and
+    `evaluations` those of their kind.
     """
 
     def __init__(
@@ -62,6 +64,14 @@ class Gateway:
             knowledge.counter,
             self.submissions.ingester,
         )
+        self.evaluations = EvaluationSubmissions(
+            database,
+            knowledge.benchmarks,
+            knowledge.webhooks,
+            knowledge.counter,
+            self.submissions.ingester,
+        )
+        self.reports = EvaluationReports(database)
         self.models, self._blobs = ModelRegistry(database), blobs
         self._removal = JobRemoval(database, blobs)
         self.idempotency, self.audit = IdempotencyKeys(database), AuditTrail(database)
@@ -77,10 +87,11 @@ class Gateway:
         ended = view.facts.finished_at is not None
         errors = self._ledger.error_summary(tenant, job_id) if ended else None
         train = self._train(tenant, job_id) if view.kind == "train" else None
-        return JobBody.of(view, errors, train)
+        evaluation = self.reports.body(tenant, view) if view.kind == "evaluate" else None
+        return JobBody.of(view, errors, train, evaluation)
 
     def kind(self, tenant: str, job_id: str) -> str:
-        """The kind of the job: prune or train. Raises NotFound."""
+        """The kind of the job: prune, train or evaluate. Raises NotFound."""
         kind = self._ledger.kind(tenant, job_id)
         if kind is None:
             raise _no_job(job_id)

@@ -54,11 +54,20 @@ class PlainStream:
         self._thought = self._written = 0
         self.tally = Tally()
         self.done = False
+        self.failure: UpstreamError | None = None
+        """Of the server, by its own account."""
 
     def feed(self, piece: bytes) -> bytes:
-        """What to send on now. Raises UpstreamError when the server says that it failed."""
-        kept = [self._pass(one) for one in self._reader.feed(piece)]
-        return b"".join(one + _END for one in kept if one is not None)
+        """What to send on now; `failure` says that it is the last."""
+        kept: list[bytes] = []
+        try:
+            for one in self._reader.feed(piece):
+                passed = self._pass(one)
+                if passed is not None:
+                    kept += passed, _END
+        except UpstreamError as error:  # what came before it is good
+            self.failure = error
+        return b"".join(kept)
 
     def _pass(self, event_: bytes) -> bytes | None:
         chunk = _parsed(event_)
@@ -67,10 +76,9 @@ class PlainStream:
             return event_
         if chunk.get("usage"):
             self.tally.read(chunk["usage"])
-        choices = chunk.get("choices") or ()
-        for choice in choices:
+        for choice in chunk["choices"]:
             self._count(choice)
-        if choices or not chunk.get("usage"):
+        if chunk["choices"] or not chunk.get("usage"):
             return event_
         if not self._wants_usage:
             return None
@@ -144,4 +152,6 @@ def _parsed(event_: bytes) -> dict[str, Any] | None:
     if "error" in chunk:
         raise UpstreamError("the model server failed while it answered")
     assert isinstance(chunk, dict)
+    if not all(isinstance(choice, dict) for choice in chunk.setdefault("choices", [])):
+        raise UpstreamError("the model server's stream cannot be read")
     return chunk

@@ -21,6 +21,7 @@ from asap_gateway.configs import read_config
 from asap_gateway.estimates import SAMPLE, check_cap, estimate_job, require_prices
 from asap_gateway.schemas import PRIORITIES, EstimateBody, JobOptions, JobRequest
 from asap_gateway.settings import GatewayLimits
+from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.datasets import ENDINGS, ending_of
@@ -48,6 +49,8 @@ class ServerKnowledge:
     """Of the LLM; without them nothing is metered, and no cost cap is taken."""
     counter: TokenCounter | None = None
     """The scorer's tokenizer, for estimates; without it they are rough."""
+    benchmarks: BenchmarkFolder = field(default_factory=BenchmarkFolder)
+    """What evaluations may name."""
 
 
 class Submissions:
@@ -67,7 +70,13 @@ class Submissions:
         wake: Callable[[], None],
     ) -> None:
         self.blobs = blobs
-        self.ingester = Ingester(database, blobs, limits.intake(), lambda job_id: wake())
+        self.ingester = Ingester(
+            database,
+            blobs,
+            limits.intake(),
+            lambda job_id: wake(),
+            benchmarks=knowledge.benchmarks,
+        )
         self._queue, self._limits, self._knowledge, self._wake = queue, limits, knowledge, wake
         self._intake, self._ledger = JobIntake(database), JobLedger(database)
         self._sweep = Sweep(database)

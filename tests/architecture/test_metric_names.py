@@ -17,7 +17,8 @@ SOURCES = [
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 ]
 BOUNDED = {
-    "stage", "outcome", "status", "part", "op", "route", "model", "direction", "reason", "upstream"
+    "stage", "outcome", "status", "part", "op", "route", "model", "direction", "reason", "upstream",
+    "benchmark", "grade"
 }  # fmt: skip
 UNITS = ("_seconds", "_tokens", "_rows", "_attempts")
 METRICS = {

@@ -121,3 +121,17 @@ def test_settings_decide_which_database_and_pepper(keys, tmp_path, monkeypatch):
     assert KeyRing(database, b"pepper of the tests").verify(token) is not None
     assert KeyRing(database, b"pepper of somebody else").verify(token) is None
     database.close()
+
+
+def test_a_key_from_a_secret_opens_the_server(keys, server, monkeypatch):
+    token = f"asap_{'1' * 16}_{'2' * 64}"
+    monkeypatch.setenv("ASAP_API_KEY", token)
+    for _ in range(2):
+        assert keys("ensure", "--name", "cluster", "--role", "admin").exit_code == 0
+    _, ring = server
+    assert ring.verify(token).role == "admin"
+
+
+def test_without_a_key_there_is_nothing_to_ensure(keys):
+    result = keys("ensure", "--name", "cluster")
+    assert isinstance(result.exception, InvalidInput)

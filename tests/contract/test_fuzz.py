@@ -12,6 +12,8 @@ import time
 import httpx
 import pytest
 
+from evaluation_stages import write_benchmarks
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
@@ -24,7 +26,11 @@ def server(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "asap_cli.main", "serve", "--port", str(port)],
-            env=environment | {"ASAP_HOME": str(tmp_path / "home")},
+            env=environment
+            | {
+                "ASAP_HOME": str(tmp_path / "home"),
+                "ASAP_BENCHMARKS": str(write_benchmarks(tmp_path / "benchmarks")),
+            },
             cwd=tmp_path,
             stdout=log,
             stderr=log,

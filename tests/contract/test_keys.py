@@ -278,3 +278,25 @@ def test_a_database_that_is_away_is_no_wrong_key(tmp_path):
     with pytest.raises(UpstreamUnavailable):
         KeyRing(database, PEPPER).verify(f"asap_{'0' * 16}_{'0' * 64}")
     database.close()
+
+
+def test_a_key_made_elsewhere_is_added_once(ring):
+    token = f"asap_{'1' * 16}_{'2' * 64}"
+    first = ring.ensure("a", "cluster", "admin", token)
+    assert ring.ensure("a", "cluster", "admin", token) == first
+    assert ring.verify(token).id == "1" * 16
+    assert len(ring.list()) == 1
+
+
+def test_a_revoked_key_stays_revoked(ring):
+    token = f"asap_{'1' * 16}_{'2' * 64}"
+    ring.revoke(ring.ensure("a", "cluster", "admin", token).id)
+    assert ring.ensure("a", "cluster", "admin", token).state == "revoked"
+    assert ring.verify(token) is None
+
+
+@pytest.mark.parametrize("token", ["", "secret", f"asap_{'1' * 16}_{'g' * 64}"])
+def test_only_a_well_formed_key_is_added(ring, token):
+    with pytest.raises(InvalidInput, match="form"):
+        ring.ensure("a", "cluster", "admin", token)
+    assert ring.list() == ()

@@ -6,7 +6,7 @@ import pytest
 
 from asap.errors import Conflict, InvalidInput, NotFound
 from asap_runtime.models import ModelRegistry, parse_reference
-from job_store import TENANT, a_model, promote, register
+from job_store import TENANT, a_model, annotate, promote, register
 
 
 @pytest.fixture
@@ -169,3 +169,31 @@ def test_another_tenants_model_does_not_exist(registry):
 )
 def test_a_reference_is_a_name_with_a_version(text, expected):
     assert parse_reference(text) == expected
+
+
+def test_figures_are_added_to_a_version_and_the_others_stay(registry):
+    for job_id, tenant in ((job(1), TENANT), (job(2), TENANT), (job(3), "b")):
+        a_model(registry, "x", job_id, tenant)
+    first = {"tokens": 7.5}
+    registry.annotate(TENANT, "x", 1, "evaluation:a@1", first)
+    changed = registry.annotate(TENANT, "x", 1, "evaluation:a@1", {"tokens": 8.0})
+    both = registry.annotate(TENANT, "x", 1, "evaluation:b@1", first)
+    assert changed.meta == {"held_out_loss_after": 0.5, "evaluation:a@1": {"tokens": 8.0}}
+    assert both.meta == {**changed.meta, "evaluation:b@1": first}
+    assert registry.get(TENANT, "x", 1) == both
+    for tenant, version in ((TENANT, 2), ("b", 1)):
+        assert registry.get(tenant, "x", version).meta == {"held_out_loss_after": 0.5}
+    registry.remove(TENANT, "x", 2)
+    for tenant, name, version in ((TENANT, "x", 2), (TENANT, "y", 1), ("c", "x", 1)):
+        with pytest.raises(NotFound):
+            registry.annotate(tenant, name, version, "k", 1)
+
+
+def test_figures_that_are_added_at_once_are_all_there(registry, database_url, racers):
+    a_model(registry, "x", job(1))
+    keys = [[f"{process}.{n}" for n in range(5)] for process in range(4)]
+    runs = [racers.submit(annotate, database_url, "x", of_one) for of_one in keys]
+    for run in runs:
+        run.result(timeout=60)
+    meta = registry.get(TENANT, "x", 1).meta
+    assert set(meta) == {"held_out_loss_after", *(key for of_one in keys for key in of_one)}

@@ -41,6 +41,9 @@ def test_unknown_benchmarks_get_a_long_budget_and_no_count():
     "fields",
     [
         {"samples": 2},
+        {"top_p": float("nan")},
+        {"temperature": float("inf")},
+        {"time_limit_s": float("inf")},
         {"budgets": (8, 8)},
         {"budgets": ()},
         {"budgets": (0,)},

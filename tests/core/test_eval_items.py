@@ -58,6 +58,13 @@ def test_a_large_problem_is_a_reference_that_asks_the_same():
     assert EvalItem.model_validate_json(whole.model_dump_json()).problems == (problem(), ref)
 
 
+def test_its_budgets_are_those_of_its_benchmarks():
+    assert item().budgets == (6144,)
+    assert item(problems=[problem("own")]).budgets == (10240,)
+    own = EvalConfig(budgets=[8, 16])
+    assert item(config=own, problems=[problem(), problem("own")]).budgets == (8, 16)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -66,6 +73,9 @@ def test_a_large_problem_is_a_reference_that_asks_the_same():
         ({"problems": [problem(), problem()]}, "different benchmarks"),
         ({"samples": [sample(), sample()]}, "same budget and number"),
         ({"samples": [sample()], "grades": [graded(1)]}, "of no sample"),
+        ({"problems": [problem(), problem("own")]}, "the same budgets"),
+        ({"model_sha256": "1" * 64}, "both a prefix and a hash"),
+        ({"model_prefix": "t/runs/x/model"}, "both a prefix and a hash"),
         ({"id": "x"}, "pattern"),
     ],
 )

@@ -6,8 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from asap.config import PruneConfig
+from asap.eval_config import EvalConfig
+from asap.eval_items import EvalItem
 from asap.methods import METHODS
 from asap.payloads import read_payload, route_of
+from asap.problems import ProblemRef
 from asap.runs import TrainRun
 from asap.train_config import TrainConfig
 from asap.types import Record, Triple
@@ -16,9 +19,13 @@ RECORD = Record(triple=Triple(question="q", cot="a\n\nb", answer="x"), config=Pr
 RUN = TrainRun(
     id="0" * 32, tenant="t", config=TrainConfig(), base="b", model="m", data="t/sets/x.jsonl"
 )
+ASKED = EvalItem(
+    id="0" * 32, tenant="t", config=EvalConfig(), model="m@1",
+    problems=(ProblemRef(benchmark="b", task_id="1", prompt="p", sha256="0" * 64, key="t/x"),),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("payload", [RECORD, RUN], ids=["record", "run"])
+@pytest.mark.parametrize("payload", [RECORD, RUN, ASKED], ids=["record", "run", "asked"])
 def test_a_payload_comes_back_as_it_was_stored(payload):
     again = read_payload(payload.model_dump_json().encode())
     assert type(again) is type(payload)
@@ -47,3 +54,7 @@ def test_the_route_of_a_record_is_that_of_its_method(method):
 
 def test_a_run_visits_the_trainer():
     assert route_of(RUN) == ("trainer",)
+
+
+def test_what_is_asked_is_generated_then_graded():
+    assert route_of(ASKED) == ("generate", "grade")

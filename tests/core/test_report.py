@@ -110,8 +110,9 @@ def test_what_is_missing_is_said():
     found = results("ASAP", budgets=(2048,))
     found[0] = replace(found[0], verdict="sandbox-trouble")
     found = [r for r in found if r.task_id != "humaneval/5"]
-    made = build_report({"ASAP": found}, expected={"own": 21})
+    made = build_report({"ASAP": found}, expected={"own": 21, "gone": 3})
     assert made.incomplete == (
+        "gone: no task is done",
         "ASAP, humaneval at 2048 tokens, strict: 162 of 164 tasks are scored",
         "ASAP, humaneval at 2048 tokens, strict: 1 of 163 completions have no verdict",
         "ASAP, humaneval at 2048 tokens, lenient: 163 of 164 tasks are scored",

@@ -6,7 +6,8 @@ import pytest
 
 from asap_cli.serve import GRACE_S
 from helm_chart import CASES, TOGGLES, case_name, case_values, changed, named, profile, render
-from kube_rules import DRAIN_S, RULES, Rendered, breaches
+from kube_objects import Rendered
+from kube_rules import DRAIN_S, RULES, breaches
 
 
 def external(values):
@@ -15,12 +16,15 @@ def external(values):
 
     def look(value):
         if isinstance(value, dict):
-            found.update(value[key] for key in ("name", "tlsSecret", "existingClaim") if key in value)
+            found.update(
+                value[key] for key in ("name", "tlsSecret", "existingClaim") if key in value
+            )
             for one in value.values():
                 look(one)
 
     for key in ("secrets", "keda", "modelCache", "monitoring", "ingress"):
         look(values.get(key, {}))
+    found.add(values.get("grading", {}).get("blobsSecret", ""))
     return (found | set(values.get("image", {}).get("pullSecrets", []))) - {""}
 
 
@@ -178,7 +182,9 @@ MUTATIONS = {
     "probes: Deployment asap-gateway/gateway: terminationGrace": _set(
         gateway, "terminationGracePeriodSeconds", 30
     ),
-    "images: Deployment asap-gateway/wait: image asap:latest": _set(waiting, "image", "asap:latest"),
+    "images: Deployment asap-gateway/wait: image asap:latest": _set(
+        waiting, "image", "asap:latest"
+    ),
     "images: Deployment asap-gateway/gateway: image asap:1 without a digest": _set(
         container, "image", "asap:1"
     ),
@@ -186,7 +192,9 @@ MUTATIONS = {
         container, "image", "host:5000/asap"
     ),
     "names: Role asap-trainer-": _set(
-        lambda a: named(a.objects, "Role", "trainer")["metadata"], "name", "asap-trainer-" + "x" * 60
+        lambda a: named(a.objects, "Role", "trainer")["metadata"],
+        "name",
+        "asap-trainer-" + "x" * 60,
     ),
     "names: Service asap-gateway: twice": lambda a: a.objects.append(
         named(a.objects, "Service", "gateway")
@@ -314,17 +322,22 @@ def test_only_the_trainer_has_rights_and_a_token():
     assert not rendered(profile("demo")).of("Role")
 
 
-def test_grading_pods_get_secrets_of_database_and_broker_only():
+def test_grading_pods_get_secrets_of_their_stores_only_and_keys_that_only_read():
     for level in ("evaluator", "grade in namespaces", "grade in a machine"):
         found = rendered(changed("gpu-prod", level, "all secrets"))
         pod = named(found.objects, "Deployment", "grade")["spec"]["template"]["spec"]
         secret = {
-            one["name"]
+            one["name"]: one["valueFrom"]["secretKeyRef"]["name"]
             for container in pod["initContainers"] + pod["containers"]
             for one in container["env"]
             if "valueFrom" in one
         }
-        assert secret == {"ASAP_DATABASE__URL", "ASAP_QUEUE__URL"}
+        assert secret == {
+            "ASAP_DATABASE__URL": "asap-database",
+            "ASAP_QUEUE__URL": "asap-queue",
+            "ASAP_BLOBS__ACCESS_KEY": "asap-blobs-read",
+            "ASAP_BLOBS__SECRET_KEY": "asap-blobs-read",
+        }
 
 
 def test_the_exception_of_grading_pods_is_theirs_alone_and_only_at_that_level():

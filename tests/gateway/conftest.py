@@ -1,5 +1,5 @@
 """The gateway on SQLite and the memory queue; all is real but the models: a table scores, a
-script trains."""
+script trains, and another one answers and grades."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from asap_gateway.app import create_app
 from asap_gateway.service import Gateway
 from asap_gateway.settings import GatewayLimits
 from asap_gateway.submissions import ServerKnowledge
+from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import BlobStore
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.models import ModelRegistry
@@ -22,6 +23,7 @@ from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done, Wait
 from asap_runtime.telemetry import configure_logs
 from asap_runtime.webhooks import WebhookSettings
+from evaluation_stages import ScriptedEvaluator, ScriptedGrader, write_benchmarks
 from fakes import TableScorer
 
 
@@ -106,7 +108,8 @@ async def client(tmp_path, monkeypatch):
     database = open_database(settings)
     blobs = BlobStore.in_folder(tmp_path / "blobs")
     trainer = ScriptedTrainer(database, blobs)
-    stages = [AnchorStage(settings), TableStage(), trainer]
+    evaluator = ScriptedEvaluator()
+    stages = [AnchorStage(settings), TableStage(), trainer, evaluator, ScriptedGrader(evaluator)]
     host = StageHost(database, MemoryQueue(), stages, sweep_period_s=0.05)
     limits = GatewayLimits(
         max_body_bytes=200_000,
@@ -118,6 +121,7 @@ async def client(tmp_path, monkeypatch):
         defaults={"anchor": "extractive"},
         webhooks=WebhookSettings(hosts=("example.org",), secret="s" * 32),
         prices=Prices(price_in=1.0, price_out=2.0),
+        benchmarks=BenchmarkFolder(write_benchmarks(tmp_path / "benchmarks")),
     )
     gateway = Gateway(database, host.queue, limits, blobs, knowledge, wake=host.wake)
     app = create_app(gateway)
@@ -125,5 +129,6 @@ async def client(tmp_path, monkeypatch):
     with gateway.submissions.ingester:
         async with host, httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             http.app, http.trainer, http.blobs = app, trainer, blobs
+            http.evaluator, http.registry = evaluator, trainer.registry
             yield http
     database.close()

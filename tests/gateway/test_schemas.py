@@ -3,9 +3,14 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from asap.eval_config import EvalConfig
+from asap.eval_items import EvalData, EvalItem
+from asap.problems import Problem
 from asap.runs import Launch, TrainRun
 from asap.train_config import TrainConfig
+from asap_gateway.evaluation_schemas import EvaluationBody
 from asap_gateway.schemas import (
+    EvaluateRequest,
     ItemBody,
     JobBody,
     JobRequest,
@@ -78,12 +83,33 @@ def test_a_run_is_shown_without_its_places_in_the_store():
     }
 
 
+def test_an_evaluation_is_counted_by_its_items():
+    problem = Problem(
+        benchmark="b", task_id="t", prompt="SECRET", kind="asserts", entry_point="f", test="x",
+        time_limit_s=1,
+    )  # fmt: skip
+    data = {"b": EvalData(sha256="2" * 64, tasks=9)}
+    item = EvalItem(
+        id="0" * 32, tenant="t", config=EvalConfig(), model="m@1", model_prefix="SECRET",
+        model_sha256="1" * 64, data=data, problems=[problem],
+    )  # fmt: skip
+    counts = [
+        StageCount("generate", "queued", 1), StageCount("generate", "failed", 2),
+        StageCount("grade", "running", 4), StageCount("grade", "succeeded", 8),
+    ]  # fmt: skip
+    body = EvaluationBody.of(item, counts, None)
+    assert (body.questions, body.generated, body.done, body.figures) == (15, 14, 10, None)
+    assert (body.model, body.model_sha256, body.benchmarks) == ("m@1", "1" * 64, data)
+    assert "SECRET" not in body.model_dump_json()
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         ({"scores_from": "x"}, JobRequest),
         ({"kind": "prune", "scores_from": "x"}, JobRequest),
         ({"kind": "train", "base": "b", "model": "m", "dataset": "x"}, TrainRequest),
+        ({"kind": "evaluate", "model": "m"}, EvaluateRequest),
     ],
 )
 def test_a_body_is_read_by_its_kind_which_may_be_missing(body, expected):
@@ -101,6 +127,8 @@ def test_the_description_has_one_schema_a_kind():
     assert [one["$ref"].rpartition("/")[2] for one in schema["oneOf"]] == [
         "JobRequest",
         "TrainRequest",
+        "EvaluateRequest",
     ]
-    assert "kind" in schema["$defs"]["TrainRequest"]["required"]
+    for name in ("TrainRequest", "EvaluateRequest"):
+        assert "kind" in schema["$defs"][name]["required"]
     assert "kind" not in schema["$defs"]["JobRequest"].get("required", [])

@@ -47,6 +47,13 @@
   expr: {{ include "asap.burn" (list $here "30m" "0.006") }} and {{ include "asap.burn" (list $here "6h" "0.006") }}
   labels: {severity: warning}
   annotations: {summary: "The gateway's errors use up a month's budget in five days"}
+{{- if (index . 0).Values.workers.grade.enabled }}
+- alert: AsapSandboxMissing
+  expr: min(asap_sandbox_level{ {{- $here -}} ,service="{{ include "asap.fullname" (index . 0) }}-grade"}) < {{ eq (index . 0).Values.grading.level "namespaces" | ternary 2 1 }}
+  for: 5m
+  labels: {severity: critical}
+  annotations: {summary: "A grading pod has no sandbox that holds; programs wait"}
+{{- end }}
 - alert: AsapDiskFull
   expr: kubelet_volume_stats_available_bytes{ {{- $here -}} } < 0.1 * kubelet_volume_stats_capacity_bytes{ {{- $here -}} }
   for: 5m

@@ -26,6 +26,9 @@
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
 {{- $wrong = append $wrong "httpRoute.parentRefs: a route needs a gateway" -}}
 {{- end -}}
+{{- if and $v.secrets.scorer.name (ne (get (merge (deepCopy (dig "config" dict $v.workers.surprisal)) $v.config) "ASAP_SURPRISAL__BACKEND") "vllm") -}}
+{{- $wrong = append $wrong "secrets.scorer.name: a key for ASAP_SURPRISAL__BACKEND vllm, and that is not set" -}}
+{{- end -}}
 {{- $wrong = concat $wrong (include "asap.checkGrading" . | fromYamlArray) -}}
 {{- $wrong = concat $wrong (include "asap.checkNetwork" . | fromYamlArray) -}}
 {{- $wrong = concat $wrong (include "asap.checkComponents" . | fromYamlArray) -}}
@@ -38,7 +41,21 @@
 {{- end }}
 
 {{- define "asap.checkGrading" -}}
+{{- range $name := list "generate" "grade" }}
+{{- if and (index $.Values.workers $name).enabled (not $.Values.blobs.url) }}
+- "blobs.url: workers.{{ $name }} reads problems and models from the blob store"
+{{- end }}
+{{- end }}
+{{- if .Values.workers.generate.enabled }}
+{{- $config := merge (deepCopy (dig "config" dict .Values.workers.generate)) .Values.config }}
+{{- if not (hasKey $config "ASAP_EVALUATOR__BASE_URL") }}
+- "workers.generate.config.ASAP_EVALUATOR__BASE_URL: name the server that is asked; its image has none"
+{{- end }}
+{{- end }}
 {{- if .Values.workers.grade.enabled }}
+{{- if and .Values.production .Values.secrets.blobs.name (not .Values.grading.blobsSecret) }}
+- "grading.blobsSecret: production needs keys for grading pods that may only read"
+{{- end }}
 {{- if and (eq .Values.grading.level "vm") (not (dig "runtimeClassName" "" .Values.workers.grade)) }}
 - "workers.grade.runtimeClassName: level vm needs the runtime class of the virtual machine"
 {{- end }}

@@ -32,8 +32,8 @@ gateway: {secrets: [database, queue, pepper, webhooks, blobs, otlp], egress: [da
 anchor: {secrets: [database, queue, llm, otlp], egress: [database, queue, llm, otlp]}
 surprisal: {secrets: [database, queue, scorer, otlp], egress: [database, queue, otlp]}
 trainer: {secrets: [database, queue, blobs, otlp], egress: [database, queue, blobs, apiServer, otlp]}
-generate: {secrets: [database, queue, otlp], egress: [database, queue, serving, otlp]}
-grade: {secrets: [database, queue], egress: [database, queue]}
+generate: {secrets: [database, queue, blobs, otlp], egress: [database, queue, blobs, serving, otlp]}
+grade: {secrets: [database, queue, gradeBlobs], egress: [database, queue, blobs]}
 migrate: {secrets: [database, pepper], egress: [database]}
 {{- end }}
 
@@ -100,15 +100,21 @@ gateway:
 {{- $root := index . 0 -}}
 {{- $variables := dict "database" "ASAP_DATABASE__URL" "queue" "ASAP_QUEUE__URL" "pepper" "ASAP_AUTH__PEPPER" "llm" "ASAP_LLM__API_KEY" "scorer" "ASAP_SURPRISAL__API_KEY" "webhooks" "ASAP_WEBHOOKS__SECRET" "otlp" "ASAP_TELEMETRY__OTLP_ENDPOINT" -}}
 {{- range $id := index . 1 }}
-{{- if and (eq $id "blobs") $root.Values.secrets.blobs.name }}
+{{- if has $id (list "blobs" "gradeBlobs") }}
+{{- $name := $root.Values.secrets.blobs.name }}
+{{- if eq $id "gradeBlobs" }}
+{{- $name = default $name $root.Values.grading.blobsSecret }}
+{{- end }}
+{{- if $name }}
 {{- range $variable := list "ASAP_BLOBS__ACCESS_KEY" "ASAP_BLOBS__SECRET_KEY" }}
 - name: {{ $variable }}
   valueFrom:
     secretKeyRef:
-      name: {{ $root.Values.secrets.blobs.name }}
+      name: {{ $name }}
       key: {{ $variable }}
 {{- end }}
-{{- else if ne $id "blobs" }}
+{{- end }}
+{{- else }}
 {{- include "asap.secretVariable" (list $root $id (index $variables $id)) }}
 {{- end }}
 {{- end }}

@@ -27,18 +27,26 @@ ASAP_TELEMETRY__LOG_JSON: "true"
 {{- if eq $component.name "gateway" }}
 ASAP_GATEWAY__HOST: 0.0.0.0
 ASAP_GATEWAY__PORT: "8000"
+{{- if and $root.Values.serving.models (not (hasKey $values "ASAP_SERVING__ENDPOINTS")) }}
+{{- $endpoints := dict }}
+{{- range $name, $model := $root.Values.serving.models }}
+{{- $url := printf "http://%s-serving-%s:8000" (include "asap.fullname" $root) $name }}
+{{- $_ := set $endpoints (default $name $model.servedName) (list $url) }}
+{{- end }}
+ASAP_SERVING__ENDPOINTS: {{ toJson $endpoints | quote }}
+{{- end }}
 {{- else }}
 ASAP_TELEMETRY__ADMIN_HOST: 0.0.0.0
 ASAP_TELEMETRY__ADMIN_PORT: "9100"
 {{- end }}
-{{- if has $component.name (list "gateway" "trainer") }}
+{{- if has $component.name (list "gateway" "trainer" "generate" "grade") }}
 {{ include "asap.blobSettings" $root | trim }}
 {{- end }}
 {{- if and (eq $component.name "surprisal") $component.weights.source }}
 ASAP_SURPRISAL__MODEL: {{ include "asap.weightsFolder" $component.weights }}
 {{- end }}
 {{- if eq $component.name "grade" }}
-ASAP_EVALUATOR__SANDBOX_MIN_LEVEL: {{ $root.Values.grading.level }}
+ASAP_EVALUATOR__SANDBOX_MIN_LEVEL: {{ eq $root.Values.grading.level "namespaces" | ternary "namespaces" "landlock" }}
 {{- end }}
 {{- if eq $component.name "trainer" }}
 {{ include "asap.trainerSettings" $root | trim }}

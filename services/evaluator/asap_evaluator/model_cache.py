@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,10 +17,20 @@ from asap.errors import TrainingFailed
 from asap_evaluator.settings import check_model
 from asap_runtime.blobs import BlobStore
 from asap_runtime.model_files import locate_model
-from asap_runtime.models import ModelRegistry, parse_reference
 from asap_runtime.run_files import RunFiles
 
-__all__ = ["ModelCache"]
+__all__ = ["ModelCache", "ModelSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What an item names: a hub name, "demo" or a directory; of the registry with the place of its
+    files in the blob store and the hash of their manifest.
+    """
+
+    name: str
+    prefix: str | None = None
+    sha256: str | None = None
 
 
 class ModelCache:
@@ -32,32 +43,22 @@ class ModelCache:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        blobs: BlobStore,
-        registry: ModelRegistry,
-        allowed: Path | None = None,
-        kept: int = 3,
+        self, folder: Path, blobs: BlobStore, *, allowed: Path | None = None, kept: int = 3
     ) -> None:
-        self._folder, self._blobs, self._registry = folder, blobs, registry
-        self._allowed, self._kept = allowed, kept
+        self._folder, self._blobs, self._allowed, self._kept = folder, blobs, allowed, kept
 
-    def locate(self, tenant: str, model: str) -> Path:
-        """The directory with config, weights and tokenizer of a hub name, a directory, "demo", or
-        `name@version` of the tenant's registry.
+    def locate(self, model: ModelSource) -> Path:
+        """The directory with config, weights and tokenizer.
 
-        Raises InvalidInput for a path that is not allowed, NotFound, Misconfigured for a model that
-        is no model, TrainingFailed (`checkpoint-invalid`) when the registry's files are damaged.
+        Raises InvalidInput for a path that is not allowed, Misconfigured for what is no model,
+        TrainingFailed (`checkpoint-invalid`) when the registry's files are damaged or gone.
         """
-        check_model(model, self._allowed)
-        reference = parse_reference(model)
-        if reference is None:
-            return locate_model(model, weights=True)
-        version = self._registry.get(tenant, *reference)
-        folder = self._folder / version.manifest_sha256
+        if model.prefix is None or model.sha256 is None:
+            check_model(model.name, self._allowed)
+            return locate_model(model.name, weights=True)
+        folder = self._folder / model.sha256
         if not folder.is_dir():
-            self._fetch(version.prefix, version.manifest_sha256, folder)
+            self._fetch(model.prefix, model.sha256, folder)
         os.utime(folder)
         self._forget()
         return locate_model(str(folder), weights=True)

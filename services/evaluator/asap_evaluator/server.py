@@ -30,7 +30,7 @@ from asap.errors import CapacityError, Misconfigured, UpstreamUnavailable
 from asap_evaluator.sessions import Leader, ended, leader, living, signal_all
 from asap_runtime.telemetry import GENERATE_SERVER_STARTS, get_logger
 
-__all__ = ["VllmOptions", "VllmServer", "vllm_program"]
+__all__ = ["RETRY_S", "VllmOptions", "VllmServer", "vllm_program"]
 
 LOOK_S = 1.0
 """Between looks at the server."""
@@ -40,6 +40,8 @@ SICK_S = 120.0
 MAX_RESTARTS = 3
 """One after the other, without a minute of health in between."""
 WELL_S = 60.0
+RETRY_S = 60.0
+"""Until a server that does not start may be tried again."""
 LOG_CAP = 64 * 2**20
 """Bytes of the log of earlier starts; beyond that it is begun anew."""
 
@@ -79,7 +81,12 @@ class VllmOptions:
         """Of all that decides what is served, the model's files by size and time."""
         files = sorted((path.name, path.stat()) for path in self.model.iterdir() if path.is_file())
         stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-        facts = {**asdict(self), "model": str(self.model.resolve()), "files": stamps}
+        facts = {
+            "command": self.command(0),
+            "environment": dict(self.environment),
+            "model": str(self.model.resolve()),
+            "files": stamps,
+        }
         canonical = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -97,8 +104,8 @@ class VllmServer:
         self._port = 0
         self._lock: IO[str] | None = None
         self._log = get_logger()
-        self.adopted = False
-        """Whether the last start found it running."""
+        self.up = False
+        """Whether it was healthy when it was last looked at."""
 
     @property
     def url(self) -> str:
@@ -111,20 +118,34 @@ class VllmServer:
         return self._folder / "log"
 
     async def start(self) -> None:
-        """Adopt the server that runs in the folder if it is the same, else end it; start one and
-        wait until it is healthy.
+        """`adopt`, else start one and wait until it is healthy.
 
         Raises Misconfigured without vLLM, CapacityError (`not-ready`) when another process holds
         the folder, UpstreamUnavailable when the server does not become healthy.
         """
-        self._hold_folder()
         try:
-            if await self._adopt():
-                return
-            await self._launch()
+            if not await self.adopt():
+                await self._launch()
         except BaseException:
             await asyncio.shield(self.stop())
             raise
+
+    async def adopt(self) -> bool:
+        """Hold the folder, and take over the server that runs there if it is the same; another
+        one, or a sick one, is ended. Raises CapacityError as `start` does.
+        """
+        self._hold_folder()
+        if (left := self._left()) is None:
+            return False
+        self._leader, self._port, fingerprint = left
+        same = fingerprint == self._options.fingerprint()
+        self.up = same and self._options.port in (None, self._port) and await self.healthy()
+        if self.up:
+            GENERATE_SERVER_STARTS.labels("adopted").inc()
+            self._log.info("server.adopted", pid=self._leader.pid)
+        else:
+            await self._kill()
+        return self.up
 
     async def healthy(self) -> bool:
         """Whether the process lives and answers now."""
@@ -154,7 +175,9 @@ class VllmServer:
             if time.monotonic() - since >= WELL_S:
                 restarts = 0
             if restarts >= MAX_RESTARTS:
-                raise UpstreamUnavailable(f"vLLM died {restarts + 1} times in a row")
+                raise UpstreamUnavailable(
+                    f"vLLM died {restarts + 1} times in a row", retry_after_s=RETRY_S
+                )
             restarts += 1
             self._log.warning("server.died", restarts=restarts)
             await self._kill()
@@ -178,28 +201,21 @@ class VllmServer:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise CapacityError("another process serves from this folder", code="not-ready") from None
+            raise CapacityError(
+                "another process serves from this folder", code="not-ready"
+            ) from None
         self._lock = lock
 
-    async def _adopt(self) -> bool:
-        """Take over what a worker before this one has left; what is of no use is ended."""
+    def _left(self) -> tuple[Leader, int, str] | None:
+        """Process, port and fingerprint of what was started here last."""
         try:
             left = json.loads((self._folder / "server.json").read_text())
-            self._leader = Leader(left["pid"], left["started"])
-            self._port, known = int(left["port"]), left["fingerprint"]
+            first = Leader(int(left["pid"]), str(left["started"]))
+            return first, int(left["port"]), str(left["fingerprint"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
-        same = known == self._options.fingerprint() and self._options.port in (None, self._port)
-        self.adopted = same and await self.healthy()
-        if self.adopted:
-            GENERATE_SERVER_STARTS.labels("adopted").inc()
-            self._log.info("server.adopted", pid=self._leader.pid)
-        else:
-            await self._kill()
-        return self.adopted
+            return None
 
     async def _launch(self) -> None:
-        self.adopted = False
         self._port = self._options.port or _free_port(self._options.host)
         started = time.monotonic()
         self._process = process = self._spawn()
@@ -207,7 +223,7 @@ class VllmServer:
         outcome = "failed"
         try:
             await self._until_healthy(process)
-            outcome = "ok"
+            outcome, self.up = "ok", True
         finally:
             GENERATE_SERVER_STARTS.labels(outcome).inc()
         seconds = round(time.monotonic() - started, 1)
@@ -242,11 +258,13 @@ class VllmServer:
             if not self.alive():
                 raise UpstreamUnavailable(
                     f"vLLM ended with code {process.returncode} while it started; {self.log} of "
-                    "the worker has its reasons"
+                    "the worker has its reasons",
+                    retry_after_s=RETRY_S,
                 )
             if time.monotonic() > end:
                 raise UpstreamUnavailable(
-                    f"vLLM was not healthy within {self._options.start_s:.0f} s"
+                    f"vLLM was not healthy within {self._options.start_s:.0f} s",
+                    retry_after_s=RETRY_S,
                 )
             await asyncio.sleep(LOOK_S)
 
@@ -257,16 +275,17 @@ class VllmServer:
             if await self.healthy():
                 answered = time.monotonic()
             await asyncio.sleep(LOOK_S)
+        self.up = False
 
     async def _kill(self) -> None:
         """End every process of the server, also those that have outlived its first one."""
+        self.up = False
         if (first := self._leader) is None:
             return
         for number, seconds in ((signal.SIGTERM, self._options.stop_s), (signal.SIGKILL, 10.0)):
             signal_all(first, number)
-            end = time.monotonic() + seconds
-            while living(first) and time.monotonic() < end:
-                await asyncio.sleep(0.05)
+            if await asyncio.to_thread(_gone, first, seconds):
+                break
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
             self._process = None
@@ -281,6 +300,16 @@ def vllm_program() -> str:
     if found is None:
         raise Misconfigured("vLLM is not installed here; install it, or name a running server")
     return found
+
+
+def _gone(first: Leader, seconds: float) -> bool:
+    """Wait so long at most until nothing of the session lives."""
+    end = time.monotonic() + seconds
+    while there := living(first):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    return not there
 
 
 def _own_environment() -> dict[str, str]:

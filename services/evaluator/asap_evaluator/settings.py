@@ -44,6 +44,8 @@ class GroupOfEvaluator(Group):
     """Of a vLLM server that runs already, with /v1; default: one is started."""
     served_model: str | None = None
     """What that server calls the model; default: the item's own name for it."""
+    tokenizer: str | None = None
+    """Hub name or directory that the server has its tokenizer from; default: the item's model."""
     api_key: SecretStr | None = None
     """Of that server."""
     vllm: VllmSettings = VllmSettings()
@@ -57,8 +59,6 @@ class GroupOfEvaluator(Group):
     """The only folder whose models may be named by their path; default: none may."""
     kept_models: int = Field(3, ge=1)
     """Models of the registry that stay on the disk, the ones used last."""
-    benchmarks_dir: Path | None = None
-    """Where the files of the benchmarks are."""
     sandbox_min_level: LevelName = "landlock"
     """A weaker level than this is not used; programs then wait."""
     sandbox_root: Path | None = None
@@ -78,10 +78,11 @@ class GroupOfEvaluator(Group):
         does.
         """
         if self.base_url is None:
-            foreign = {"served_model": self.served_model, "api_key": self.api_key}
+            names = ("served_model", "tokenizer", "api_key")
+            wrong = [name for name in names if getattr(self, name) is not None]
         else:
-            foreign = {"vllm": None if self.vllm == VllmSettings() else self.vllm}
-        if wrong := [name for name, value in foreign.items() if value is not None]:
+            wrong = ["vllm"] if self.vllm != VllmSettings() else []
+        if wrong:
             other = "needs base_url" if self.base_url is None else "is of no use with base_url"
             raise ValueError(f"{wrong[0]} {other}; leave it out")
         return self

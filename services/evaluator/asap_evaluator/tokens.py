@@ -51,7 +51,9 @@ class ModelTokens:
         try:
             settings = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
             tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-            bos, eos, pad = (_token(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+            bos, eos, pad = (
+                _token(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad")
+            )
         except Exception as error:  # the Rust side raises nothing narrower
             raise Misconfigured(
                 "cannot read tokenizer.json and tokenizer_config.json of the model"
@@ -81,10 +83,10 @@ class ModelTokens:
         while low < high:  # the shortest start that holds the whole tag
             middle = (low + high) // 2
             low, high = (low, middle) if CLOSE in self._text(ids[:middle]) else (middle + 1, high)
-        place = self._text(ids[:low]).index(CLOSE)
-        while len(self._text(ids[: low - 1])) > place:
-            low -= 1
-        return low - 1 if len(self._text(ids[: low - 1])) == place else low
+        place, before = self._text(ids[:low]).index(CLOSE), low - 1
+        while len(self._text(ids[:before])) > place:
+            before -= 1
+        return before if len(self._text(ids[:before])) == place else before + 1
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)

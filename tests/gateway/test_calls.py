@@ -1,0 +1,209 @@
+"""Faults of model servers, and callers that leave: nobody hangs, nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+
+import httpx
+import pytest
+
+from fake_vllm import Drop, FakeVllm, Garbage, Lie, Say, Status
+from live_gateway import live_gateway
+
+ASK = {"model": "asap", "messages": [{"role": "user", "content": "planted words"}]}
+WORDS = [f"w{n} " for n in range(20)]
+
+
+@pytest.fixture
+def servers():
+    with FakeVllm() as one, FakeVllm() as other:
+        yield one, other
+
+
+@pytest.fixture
+def serve(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(*servers, **settings):
+            endpoints = {"asap": tuple(server.url for server in servers)}
+            times = {"first_byte_s": 1.0, "gap_s": 1.0, "total_s": 20.0} | settings
+            return stack.enter_context(live_gateway(tmp_path, endpoints=endpoints, **times))
+
+        yield start
+
+
+def ask(gateway, **changes):
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK | changes, timeout=30)
+
+
+def error_of(answer):
+    """The last event of a stream that was broken off."""
+    *_, last = [line for line in answer.text.split("\n\n") if line]
+    assert "[DONE]" not in answer.text
+    return json.loads(last.removeprefix("data: "))["error"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ({"stops_after": 5}, "upstream-timeout"),
+        ({"resets_after": 5}, "upstream-invalid"),
+        ({"ends_after": 5}, "upstream-invalid"),
+        ({"fails_after": 5}, "upstream-invalid"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "thinking", [{}, {"thinking": {"format": "separate"}}, {"thinking": {"budget_tokens": 15}}]
+)
+def test_a_stream_that_breaks_off_ends_in_one_error(serve, servers, fault, code, thinking):
+    one, other = servers
+    one.script = other.script = [Say(*WORDS, **fault)]
+    gateway = serve(one, other)
+    answer = ask(gateway, stream=True, **thinking)
+    assert answer.status_code == 200
+    error = error_of(answer)
+    assert error["code"] == code
+    assert "w4" in answer.text
+    assert answer.text.count('"error"') == 1
+    assert "planted" not in answer.text
+    assert len(one.requests) + len(other.requests) == 1  # never tried again after the first byte
+
+
+def test_a_server_that_stays_silent_is_a_504_and_others_do_not_wait(serve, servers):
+    one, other = servers
+    one.script = [Say("late", delay_s=60)]
+    gateway = serve(one, other)
+    one_first = []
+
+    async def many():
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+            body = ASK | {"stream": True}
+            asked = [http.post("/v1/chat/completions", json=body) for _ in range(20)]
+            one_first.extend(await asyncio.gather(*asked))
+
+    began = time.monotonic()
+    asyncio.run(many())
+    assert time.monotonic() - began < 10
+    statuses = [answer.status_code for answer in one_first]
+    assert set(statuses) == {200, 504}
+    assert statuses.count(504) == len(one.requests)
+    late = next(answer for answer in one_first if answer.status_code == 504)
+    assert late.json()["error"]["code"] == "upstream-timeout"
+
+
+def test_a_request_that_brought_no_byte_goes_to_another_server(serve, servers):
+    for fault in (Drop(), Status(503), Status(429)):
+        one, other = servers
+        one.script = [fault]
+        one.requests.clear()
+        other.requests.clear()
+        gateway_answers = []
+        if fault == Drop():
+            gateway = serve(one, other)
+        for _ in range(4):
+            gateway_answers.append(ask(gateway).status_code)
+            gateway_answers.append(ask(gateway, stream=True).status_code)
+        assert set(gateway_answers) == {200}, fault
+        assert len(other.requests) == 8
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "code"),
+    [
+        (Drop(), 503, "upstream-unavailable"),
+        (Status(503), 503, "upstream-unavailable"),
+        (Status(429), 429, "overloaded"),
+        (Status(400), 400, "invalid-input"),
+        (Status(500), 502, "upstream-invalid"),
+        (Status(404), 502, "upstream-invalid"),
+        (Lie(), 502, "upstream-invalid"),
+        (Garbage(), 502, "upstream-invalid"),
+        (Garbage(b"[]", "application/json"), 502, "upstream-invalid"),
+    ],
+    ids=str,
+)
+def test_what_a_server_says_of_an_error_is_not_passed_on(serve, servers, script, status, code):
+    one, _ = servers
+    one.script = [script]
+    answer = ask(serve(one))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert "planted" not in answer.text
+
+
+def test_a_server_that_is_gone_is_a_503(serve):
+    with FakeVllm() as server:
+        gateway = serve(server)
+    assert ask(gateway).status_code == 503
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("item", [Say("late", delay_s=60), Say(*WORDS * 100, gap_s=0.02)])
+async def test_a_caller_that_leaves_ends_the_generation(serve, servers, stream, item):
+    one, _ = servers
+    one.script = [item]
+    gateway = serve(one, first_byte_s=60, gap_s=60, total_s=60)
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+        body = ASK | {"stream": stream}
+        asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+        while not one.concurrent:  # noqa: ASYNC110 - another thread's
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        left = time.monotonic()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+    while not one.cancelled and time.monotonic() < left + 10:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert one.cancelled[0] - left < 1.0
+
+
+async def test_a_slow_reader_makes_the_server_wait(serve, servers):
+    one, _ = servers
+    one.script = [Say(*["x" * 50_000] * 4000)]  # 200 MB
+    gateway = serve(one, gap_s=30, total_s=60)
+    body = ASK | {"stream": True}
+    async with (
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as http,
+        http.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        read = len(await anext(pieces))
+        before = -1
+        while before != one.sent_bytes:  # until nothing moves
+            before = one.sent_bytes
+            await asyncio.sleep(0.5)
+        assert before < 100_000_000
+        [call] = gateway.serving.caller.calls
+        assert call._response.content._size <= 256 * 2**10
+        async for piece in pieces:
+            read += len(piece)
+    assert read > 200_000_000
+
+
+def test_leaving_lets_streams_finish_and_then_ends_them(serve, servers):
+    one, _ = servers
+    one.script = [Say(*WORDS, gap_s=0.02), Say(*WORDS * 500, gap_s=0.02)]
+    gateway = serve(one, grace_s=1.5, gap_s=30, total_s=60)
+
+    async def both():
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            body = ASK | {"stream": True}
+            short = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            while len(one.requests) < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            long = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            while len(one.requests) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            gateway.serving.leave()
+            refused = await http.post("/v1/chat/completions", json=body)
+            return await short, await long, refused
+
+    short, long, refused = asyncio.run(both())
+    assert short.text.endswith("data: [DONE]\n\n")
+    assert error_of(long)["code"] == "not-ready"
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not-ready")
+    assert "Retry-After" in refused.headers
