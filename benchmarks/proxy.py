@@ -157,13 +157,15 @@ async def first_tokens(urls: list[str], rounds: int) -> list[list[float]]:
         for turn in range(rounds + 1):
             for url, found in zip(urls, times, strict=True):
 
-                async def caller(url: str = url, found: list[float] = found, turn: int = turn):
-                    await asyncio.sleep(0.02 * (hash(asyncio.current_task()) % 50))
+                async def caller(
+                    number: int, url: str = url, found: list[float] = found, turn: int = turn
+                ) -> None:
+                    await asyncio.sleep(number / CALLERS)  # all 64 run, and one begins at a time
                     first = await one(session, url, TOKENS, 0.05)
                     if turn:  # the first round opens connections
                         found.append(first)
 
-                await asyncio.gather(*(caller() for _ in range(CALLERS)))
+                await asyncio.gather(*(caller(number) for number in range(CALLERS)))
     return times
 
 

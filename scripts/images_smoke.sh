@@ -1,7 +1,8 @@
 #!/bin/sh
 # Build the images of the CPU variant, then tests/faults/composed.py shows that the system made of them
 # works and that killed containers lose nothing.
-#   sh scripts/images_smoke.sh [--train]
+#   sh scripts/images_smoke.sh [--train]     with the training image, and a run in its container
+#   sh scripts/images_smoke.sh --build       all images, and nothing more
 # Needs docker, docker compose and Python 3.11. Where no image registry is reachable, the base image is
 # made here, which needs root and debootstrap.
 set -eu
@@ -62,7 +63,9 @@ build stores.Dockerfile prometheus asap-prometheus
 build Dockerfile light asap
 build Dockerfile grade asap-grade
 build Dockerfile surprisal asap-surprisal
-case " $* " in
-  *" --train "*) build Dockerfile train asap-train ;;
-esac
+if [ "${1:-}" != "" ]; then build Dockerfile train asap-train; fi
+if [ "${1:-}" = --build ]; then
+  build Dockerfile vllm asap-vllm
+  exit
+fi
 python3 tests/faults/composed.py "$@"

@@ -33,7 +33,10 @@ def run_compare(runs: Sequence[str], out: Path | None, candidate: str | None, se
     by_name = {names[run]: items for run, items in found.items()}
     report = compare_runs(by_name, names[candidate or runs[0]])
     print_table(report_table(report))
-    print_table(comparison_table(report))
+    if report.comparisons:
+        print_table(comparison_table(report))
+    else:
+        say("nothing to compare: no benchmark, budget and extraction is in both")
     if out is not None:
         write_reports(out, report, page_of(report, by_name))
         say(f"report.json, report.md and report.html written to {out}")

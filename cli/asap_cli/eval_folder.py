@@ -23,7 +23,15 @@ from asap.report import Report
 from asap.report_markdown import render_markdown
 from asap_runtime.blobs import BlobStore
 
-__all__ = ["EvalFolder", "Task", "read_items", "task_of", "write_reports"]
+__all__ = [
+    "EvalFolder",
+    "Task",
+    "is_done",
+    "read_items",
+    "read_report",
+    "task_of",
+    "write_reports",
+]
 
 Task = tuple[tuple[str, str], ...]
 """Benchmark and task id of each of an item's problems."""
@@ -107,6 +115,24 @@ def read_items(folder: Path) -> list[EvalItem]:
     except OSError as error:
         raise NotFound(f"{str(folder)!r} holds no evaluation: {error.strerror}") from error
     return list(found.values())
+
+
+def is_done(item: EvalItem, *, asked: bool) -> bool:
+    """Whether all of an item's completions are graded; `asked`: and all are there that a model was
+    to be asked for.
+    """
+    samples = len(item.samples)
+    whole = samples == len(item.budgets) * item.config.samples if asked else samples > 0
+    graded = len(item.grades) == samples * len(item.problems) * len(item.config.extractions)
+    return whole and graded
+
+
+def read_report(folder: Path) -> Report | None:
+    """What the folder's last run has written; None when that is nothing of use."""
+    try:
+        return Report.model_validate_json((folder / "report.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def write_reports(folder: Path, report: Report, page: str) -> None:

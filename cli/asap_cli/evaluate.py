@@ -9,29 +9,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import signal
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from rich.console import Console
 
-from asap.errors import AsapError, InvalidInput
+from asap.errors import InvalidInput
 from asap.eval_config import EvalConfig
 from asap.eval_items import EvalItem
-from asap_cli.answers import FINAL, Job, StageCount
 from asap_cli.completions import Completions
-from asap_cli.eval_folder import EvalFolder, Task, task_of, write_reports
+from asap_cli.eval_folder import EvalFolder, is_done, read_report, task_of, write_reports
 from asap_cli.eval_reports import page_of, report_of
+from asap_cli.eval_steps import Steps
 from asap_cli.eval_views import report_table
 from asap_cli.model_fetch import ENDINGS, manifest_of
 from asap_cli.roles import AllSettings
 from asap_cli.server_commands import DATA_ERROR, print_table, say
-from asap_cli.watch import JobProgress
 from asap_evaluator.stage import GenerateStage, GradeStage
 from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import open_blobs
@@ -41,19 +38,12 @@ from asap_runtime.intake import StoredEvaluation
 from asap_runtime.models import ModelRegistry, parse_reference
 from asap_runtime.problems import INTERRUPTED
 from asap_runtime.settings import load_settings
-from asap_runtime.stage import Done, Stage
 from asap_runtime.takings import Taking
 from asap_runtime.telemetry import configure_logs
 
 __all__ = ["EvalOptions", "run_eval", "run_grade"]
 
 TENANT = "local"
-TRIES = 4
-"""Of one step of one task, where the trouble may pass."""
-PAUSE_S = 2.0
-"""After the first of them; it doubles. A server that says how long is given that."""
-SHOW_S = 0.5
-ROUTE = ("generate", "grade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +70,9 @@ def run_eval(options: EvalOptions) -> int:
         items = _items(settings, options, source, identity, folder)
         generate = GenerateStage(settings, blobs=open_blobs(settings))
         grade = GradeStage(settings, blobs=folder.blobs)
-        return _finished(folder, items, label, _Run(folder, (generate, grade)), grade)
+        engine = options.base_url or f"vLLM {_version('vllm')}"
+        steps = Steps(folder, (generate, grade))
+        return _finished(folder, items, label, steps, grade, {"engine": engine})
 
 
 def run_grade(options: EvalOptions) -> int:
@@ -94,7 +86,7 @@ def run_grade(options: EvalOptions) -> int:
         filled = [item for item in map(completions.fill, items) if item.samples]
         completions.check(items)
         grade = GradeStage(settings, blobs=folder.blobs)
-        return _finished(folder, filled, options.model, _Run(folder, (grade,)), grade)
+        return _finished(folder, filled, options.model, Steps(folder, (grade,)), grade, {})
 
 
 def _settings(options: EvalOptions) -> AllSettings:
@@ -128,6 +120,12 @@ def _model(settings: AllSettings, model: str) -> tuple[StoredEvaluation, str, st
         database.close()
     source = StoredEvaluation(found.reference, found.prefix, found.manifest_sha256)
     return source, found.reference, found.manifest_sha256
+
+
+def _version(package: str) -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return "of unknown version"
 
 
 def _items(
@@ -172,127 +170,38 @@ def _items(
 
 
 def _finished(
-    folder: EvalFolder, items: Sequence[EvalItem], label: str, run: _Run, grade: GradeStage
+    folder: EvalFolder,
+    items: Sequence[EvalItem],
+    label: str,
+    steps: Steps,
+    grade: GradeStage,
+    facts: dict[str, JsonValue],
 ) -> int:
-    """Run, and tell of it; also when it was stopped, of what is done. The exit code."""
-    facts: dict[str, JsonValue] = {}
+    """Take the steps that are missing, and tell of it; also of what is done when it was stopped.
+    The exit code.
+    """
+    written, stopped = read_report(folder.path), False
+    todo = [item for item in items if not is_done(item, asked=len(steps.stages) > 1)]
+    if written is not None and not todo:
+        print_table(report_table(written))
+        say(f"all {len(items):,} questions were done before; the reports are in {folder.path}")
+        return 0
+    say(f"{len(items):,} questions, {len(items) - len(todo):,} of them done before")
     try:
-        code = asyncio.run(run.follow(items, grade, facts))
+        asyncio.run(steps.follow(todo, grade, facts))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        code = INTERRUPTED
-    done = list(folder.items())
+        stopped = True
+    finally:
+        done = list(folder.items())
+        if done:
+            report = report_of(done, label, facts=facts)
+            write_reports(folder.path, report, page_of(report, {}))
     if done:
-        report = report_of(done, label, facts={"sandbox": facts} if facts else {})
-        write_reports(folder.path, report, page_of(report, {}))
         print_table(report_table(report))
-    if code == INTERRUPTED:
-        say("stopped; the same command goes on from here")
-    for problem, count in run.problems.most_common():
+    for problem, count in steps.problems.most_common():
         say(f"{count:,} × {problem}")
-    say(f"{len(done):,} of {len(items):,} questions in {folder.path}")
-    return code
-
-
-class _Run:
-    """Items on their way through the stages, all at once, each step written down."""
-
-    def __init__(self, folder: EvalFolder, stages: Sequence[Stage[EvalItem]]) -> None:
-        self._folder, self._stages = folder, stages
-        self._at: dict[Task, tuple[str, str]] = {}
-        self.problems: Counter[str] = Counter()
-        """What single tasks could not be asked or graded for."""
-
-    async def follow(
-        self, items: Sequence[EvalItem], grade: GradeStage, facts: dict[str, JsonValue]
-    ) -> int:
-        """Until all items are through; the exit code. `facts` gets those of the sandbox.
-
-        Raises what would end every other item as well: no sandbox, no vLLM, no such model.
-        """
-        stop = asyncio.current_task()
-        assert stop is not None, "this is a coroutine"
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.cancel)
-        async with AsyncExitStack() as stack:
-            for stage in reversed(self._stages):  # no model is loaded where nothing can be graded
-                stack.push_async_callback(stage.stop)
-                await stage.start()
-            await grade.ready()
-            facts.update(grade.facts)
-            with JobProgress(Console(stderr=True), [stage.name for stage in self._stages]) as bars:
-                showing = asyncio.create_task(self._show(bars, len(items)))
-                stack.callback(showing.cancel)
-                await self._all(items)
-                bars.show(self._state(len(items)))
-        return DATA_ERROR if self.problems else 0
-
-    async def _all(self, items: Iterable[EvalItem]) -> None:
-        slots = {stage.name: asyncio.Semaphore(stage.concurrency) for stage in self._stages}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for item in items:
-                    self._at[task_of(item)] = (self._stages[0].name, "queued")
-                    group.create_task(self._one(item, slots))
-        except* AsapError as errors:
-            raise _first(errors) from None
-
-    async def _one(self, item: EvalItem, slots: Mapping[str, asyncio.Semaphore]) -> None:
-        task = task_of(item)
-        try:
-            for stage in self._stages:
-                self._at[task] = (stage.name, "queued")
-                async with slots[stage.name]:
-                    item = await self._through(stage, item)
-            self._at[task] = (self._stages[-1].name, "succeeded")
-        except InvalidInput as error:
-            self._at[task] = (self._at[task][0], "failed")
-            self.problems[f"{error.problem_code}: {error.detail}"] += 1
-
-    async def _through(self, stage: Stage[EvalItem], item: EvalItem) -> EvalItem:
-        """The item behind the stage; each part of the way is written down."""
-        tries = 0
-        while True:
-            try:
-                step = await stage.process(item)
-            except AsapError as error:
-                tries += 1
-                if not error.retryable or tries == TRIES:
-                    raise
-                wait = error.context.get("retry_after_s")
-                pause_s = PAUSE_S * 2 ** (tries - 1)
-                await asyncio.sleep(float(wait) if isinstance(wait, int | float) else pause_s)
-                continue
-            tries = 0
-            if step.payload != item:
-                item = step.payload
-                await asyncio.to_thread(self._folder.put, item)
-            if isinstance(step, Done):
-                return item
-            await asyncio.sleep(step.seconds)
-
-    async def _show(self, bars: JobProgress, total: int) -> None:
-        while True:
-            bars.show(self._state(total))
-            await asyncio.sleep(SHOW_S)
-
-    def _state(self, total: int) -> Job:
-        """The run as a server would tell of it."""
-        at = Counter(self._at.values())
-        ended = sum(count for (_, status), count in at.items() if status in FINAL)
-        return Job(
-            id="local",
-            kind="evaluate",
-            phase="done" if ended == total else "running",
-            created_at=0.0,
-            finished_at=None,
-            total=total,
-            counts=tuple(
-                StageCount(stage=stage, status=status, items=count)
-                for (stage, status), count in at.items()
-            ),
-        )
-
-
-def _first(errors: BaseExceptionGroup[AsapError]) -> AsapError:
-    for error in errors.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("a group holds an error")
+    if stopped:
+        say("stopped; the same command goes on from here")
+        return INTERRUPTED
+    say(f"items.jsonl, report.json, report.md and report.html are in {folder.path}")
+    return DATA_ERROR if steps.problems else 0

@@ -19,6 +19,8 @@ LOOP_TAIL, LOOP_REPEATS, LOOP_CHARACTERS = 8192, 4, 200
 """A loop: the last 200 characters or more are one text four times or more; looked for in the last
 8,192.
 """
+_MARK = LOOP_CHARACTERS // LOOP_REPEATS
+"""A loop's text of more characters fills it four times over, so its end is at least as long."""
 
 
 def extract_code(text: str, extraction: Extraction) -> str | None:
@@ -55,18 +57,21 @@ def build_program(problem: Problem, code: str, *, add_imports: bool = True) -> s
 
 
 def ends_in_loop(text: str) -> bool:
-    """Whether a completion ends in one text repeated over and over."""
-    tail = text.rstrip()[-LOOP_TAIL:][::-1]
-    # z[p]: length of the match of the reversed text with itself p characters on; the last
-    # z[p] + p characters of the completion then repeat a text of length p.
-    n, z, left, right = len(tail), [0] * len(tail), 0, 0
-    for p in range(1, n // LOOP_REPEATS + 1):
-        if p < right:
-            z[p] = min(right - p, z[p - left])
-        while p + z[p] < n and tail[z[p]] == tail[p + z[p]]:
-            z[p] += 1
-        if p + z[p] > right:
-            left, right = p, p + z[p]
-        if z[p] + p >= max(LOOP_REPEATS * p, LOOP_CHARACTERS):
+    """Whether a completion ends in one text repeated over and over.
+
+    The end of a loop stands one period before itself, so only the distances at which the last few
+    characters come again are compared.
+    """
+    tail = text.rstrip()[-LOOP_TAIL:]
+    size, mark = len(tail), tail[-_MARK:]
+    if size < LOOP_CHARACTERS:
+        return False
+    at = size - _MARK
+    while (at := tail.rfind(mark, 0, at + _MARK - 1)) >= 0:
+        period = size - _MARK - at
+        if period > size // LOOP_REPEATS:
+            return False
+        length = max(LOOP_REPEATS * period, LOOP_CHARACTERS)
+        if length <= size and tail[size - length : size - period] == tail[size - length + period :]:
             return True
     return False

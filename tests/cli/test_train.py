@@ -46,7 +46,7 @@ def test_a_preview_starts_nothing_and_shows_the_text_that_carries_loss(
     ran = asap("train", data, "--base", tiny_model_dir, *recipe(), "--preview")
     assert ran.code == 0, ran.err
     assert "loss from here on" in ran.out
-    assert "XX samples" in " ".join(ran.out.split())
+    assert "14 samples, 2 held out" in " ".join(ran.out.split())
     assert not (tmp_path / "home" / "training").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_refuses_its_data_says_why_and_shows_none_of_it(
     rows = [{**row, "answer": f"{SECRET} </think>"} for row in triples()]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     ran = asap("train", path, "--base", tiny_model_dir, *recipe(), "-o", tmp_path / "model")
-    assert ran.code in (65, 70)
+    assert ran.code == 65
     assert ran.err.splitlines()[-1].startswith("asap: ")
     assert SECRET not in ran.err + ran.out
     assert not (tmp_path / "model").exists()

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asap.extraction import build_program, ends_in_loop, extract_code
+from asap.extraction import (
+    LOOP_CHARACTERS,
+    LOOP_REPEATS,
+    LOOP_TAIL,
+    build_program,
+    ends_in_loop,
+    extract_code,
+)
 from asap.problems import Problem
 from strategies import any_texts
 
@@ -85,3 +92,26 @@ def test_loops_are_seen_at_the_end():
 def test_any_text_four_times_over_enough_characters_is_a_loop(unit, start):
     repeats = max(4, -(-200 // len(unit)))
     assert ends_in_loop(start + unit * repeats)
+
+
+def is_loop_by_definition(text):
+    tail = text.rstrip()[-LOOP_TAIL:]
+    for period in range(1, len(tail) // LOOP_REPEATS + 1):
+        end = tail[-max(LOOP_REPEATS * period, LOOP_CHARACTERS) :]
+        if len(end) >= LOOP_CHARACTERS and end[period:] == end[:-period]:
+            return True
+    return False
+
+
+@given(
+    start=st.text("ab ", max_size=60),
+    repeated=st.text("abc\n", min_size=1, max_size=80),
+    times=st.integers(1, 240),
+    cut=st.integers(0, 80),
+    flaw=st.none() | st.integers(0, 400),
+)
+def test_a_loop_is_what_the_definition_says(start, repeated, times, cut, flaw):
+    text = start + repeated * times + repeated[:cut]
+    if flaw is not None:
+        text = text[: -flaw - 1] + "Z" + text[len(text) - flaw :]
+    assert ends_in_loop(text) == is_loop_by_definition(text)

@@ -28,7 +28,7 @@ from asap_trainer.encoding import HFEncoder
 from asap_trainer.samples import read_samples
 from engines import vllm_server
 
-pytestmark = [pytest.mark.contract, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.contract, pytest.mark.slow, pytest.mark.timeout(300)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "triples.jsonl"
 STEPS, SAVED = 30, 10

@@ -157,7 +157,7 @@ class Generator:
         """
         if template == "server":
             ids = await self._server_prompt(question)
-            # Some templates write BOS, and then it must not come once more; others use it as a mark.
+            # Once more, that is; some families use BOS as a mark of every turn.
             doubled = ids[:2] == (self._tokens.bos_id,) * 2
         else:
             chosen = template_for(template, self._tokens)

@@ -228,5 +228,5 @@ async def test_a_server_without_a_chat_template_is_refused(generator):
 
 async def until(condition) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

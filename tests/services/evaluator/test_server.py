@@ -91,7 +91,7 @@ def behave(model: Path, **behaviour: object) -> None:
 
 async def until(condition) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -229,14 +229,19 @@ async def test_a_damaged_record_is_none(server, tmp_path, record):
     assert server.up
 
 
-async def test_a_stranger_with_the_same_process_id_is_left_alone(server, tmp_path):
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
-        record = {"pid": stranger.pid, "started": "x:1", "port": 1, "fingerprint": "y"}
-        (tmp_path / "server").mkdir()
-        (tmp_path / "server" / "server.json").write_text(json.dumps(record))
-        await server.start()
-        assert stranger.poll() is None
-        stranger.kill()
+@pytest.fixture
+def stranger():
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_stranger_with_the_same_process_id_is_left_alone(server, stranger, tmp_path):
+    record = {"pid": stranger.pid, "started": "x:1", "port": 1, "fingerprint": "y"}
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "server.json").write_text(json.dumps(record))
+    await server.start()
+    assert stranger.poll() is None
 
 
 async def test_a_server_that_dies_is_started_anew_with_nothing_left_of_the_old_one(
@@ -247,7 +252,7 @@ async def test_a_server_that_dies_is_started_anew_with_nothing_left_of_the_old_o
     os.kill(starts(tmp_path / "server")[0]["pids"][0], signal.SIGKILL)
     await until(lambda: not server.up)
     await until(lambda: server.up)
-    before, after = starts(tmp_path / "server")
+    before, _ = starts(tmp_path / "server")
     assert not any(map(alive, before["pids"]))
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(f"{server.url}/health")).status_code == 200

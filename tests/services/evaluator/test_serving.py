@@ -187,9 +187,7 @@ async def test_while_a_dead_server_is_started_anew_items_wait(serving, servings,
     assert await ask(serving, a) == "hello"
     models("a", healthy=False)
     os.kill(starts(servings.folder / "vllm-0")[0]["pids"][0], signal.SIGKILL)
-    async with asyncio.timeout(20):
-        while serving._server.up:
-            await asyncio.sleep(0.01)
+    await until(lambda: not serving._server.up)
     with pytest.raises(CapacityError, match="started anew"):
         await ask(serving, a)
     with pytest.raises(CapacityError, match="not healthy"):
@@ -230,9 +228,7 @@ async def test_leaving_while_a_server_starts_leaves_nothing(servings, models):
     serving = servings()
     asking = asyncio.create_task(ask(serving, models("a", healthy=False)))
     log = servings.folder / "vllm-0" / "starts.jsonl"
-    async with asyncio.timeout(20):
-        while not log.exists():
-            await asyncio.sleep(0.01)
+    await until(log.exists)
     await serving.close()
     with pytest.raises((asyncio.CancelledError, AsapError)):
         await asking
@@ -278,3 +274,9 @@ def test_a_server_on_the_cpu_and_further_arguments(tmp_path):
     assert "--gpu-memory-utilization" not in options.args
     assert options.args[-3:] == ("--max-model-len", "512", "--x=1")
     assert options.environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

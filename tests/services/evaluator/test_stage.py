@@ -8,10 +8,11 @@ import random
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy import select, update
+from sqlalchemy import select
 from tokenizers import Tokenizer
 
 from asap.errors import CapacityError, InvalidInput, UpstreamUnavailable
@@ -27,8 +28,8 @@ from asap_evaluator.sandbox import Sandbox
 from asap_evaluator.settings import EvaluatorSettings
 from asap_evaluator.stage import GenerateStage, GradeStage
 from asap_runtime.blobs import BlobStore
-from asap_runtime.database import Database, open_engine
 from asap_runtime.health import Probed
+from asap_runtime.host import open_database
 from asap_runtime.stage import Done, Wait
 from asap_runtime.tables import items
 from asap_runtime.values import NewItem, unpack
@@ -226,37 +227,39 @@ async def test_a_cancelled_item_ends_its_generations(generating, server):
 async def test_a_killed_worker_loses_no_finished_task(server, own, tmp_path):
     """Three tasks of three budgets each, and a kill -9 when some samples are saved."""
     server.script = [Say("x", gap_s=0.02)]
-    home = {"ASAP_HOME": str(tmp_path), "ASAP_EVALUATOR__CONCURRENCY": "2"}
-    names = ("base_url", "served_model", "tokenizer")
-    group = {f"ASAP_EVALUATOR__{name.upper()}": own[name] for name in names}
-    command = [sys.executable, "-c", WORKER]
-    environment = {"PATH": "/usr/bin:/bin", **home, **group}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as worker:
-        await until(lambda: (tmp_path / "asap.db").exists())
-        await asyncio.sleep(0.5)
-        platform = Platform(Database(open_engine(f"sqlite:///{tmp_path / 'asap.db'}")))
-        job = platform.intake.create_job("t", "evaluate", {}, 5)
-        asked = [item_of(mark, config={"budgets": (6, 7, 8)}) for mark in ("ADD", "SUB", "ADD")]
-        new = [
-            NewItem(line, "generate", item.model_dump_json().encode())
-            for line, item in enumerate(asked, 1)
-        ]
-        platform.intake.add_items(job, new)
-        platform.intake.mark_ingested(job)
+    platform = Platform(open_database(EvaluatorSettings(home=tmp_path)))
+    job = platform.intake.create_job("t", "evaluate", {}, 5)
+    asked = [item_of(mark, config={"budgets": (6, 7, 8)}) for mark in ("ADD", "SUB", "ADD")]
+    new = (
+        NewItem(line, "generate", item.model_dump_json().encode())
+        for line, item in enumerate(asked, 1)
+    )
+    platform.intake.add_items(job, new)
+    platform.intake.mark_ingested(job)
+    with worker(own, tmp_path) as process:
         await until(lambda: len(saved(platform)) >= 3)
-        worker.kill()
-    before = saved(platform)
+        process.kill()
+    before, requests = saved(platform), len(server.budgets)
     assert 3 <= len(before) < 9
-    requests = len(server.budgets)
-    with platform.database.write() as connection:  # as if a minute had passed
-        connection.execute(update(items).values(lease_until=1).where(items.c.status == "running"))
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as worker:
-        await until(lambda: len(saved(platform)) == 9, seconds=100)
-        worker.terminate()
+    platform.pass_time(600)  # its leases end
+    with worker(own, tmp_path) as process:
+        await until(lambda: len(saved(platform)) == 9)
+        process.terminate()
     after = saved(platform)
     assert all(after[key] == sample for key, sample in before.items()), "not one is made again"
     assert len(server.budgets) - requests == 9 - len(before)
     platform.database.close()
+
+
+def worker(own: dict, home: Path) -> subprocess.Popen:
+    """A worker of the stage in a process of its own."""
+    group = {"CONCURRENCY": "2", **{name.upper(): str(own[name]) for name in own}}
+    environment = {f"ASAP_EVALUATOR__{name}": value for name, value in group.items()}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        env={"PATH": "/usr/bin:/bin", "ASAP_HOME": str(home), **environment},
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def saved(platform: Platform) -> dict[tuple, object]:
@@ -454,5 +457,5 @@ def count_grades(stage: GradeStage, monkeypatch) -> list[str | None]:
 
 async def until(condition, seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
