@@ -36,10 +36,10 @@ from asap_anchor.stage import AnchorStage
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import configure_logs
 from asap_runtime.queue import BATCH, MemoryQueue
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done, Wait
-from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import NewItem
 
 SLOTS = (50, 64, 200, 500)

@@ -31,11 +31,11 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.host import StageHost
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import configure_logs
 from asap_runtime.migrate import upgrade
 from asap_runtime.queue import BATCH
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
-from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import NewItem
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -22,9 +22,9 @@ from asap_runtime.blobs import BlobStore
 from asap_runtime.endpoints import EndpointRegistry
 from asap_runtime.host import open_database
 from asap_runtime.keys import KeyRing
+from asap_runtime.logs import configure_logs
 from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
-from asap_runtime.telemetry import configure_logs
 
 START_S = 30.0
 

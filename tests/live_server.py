@@ -23,10 +23,10 @@ from asap_cli.serve import open_gateway
 from asap_gateway.app import create_app
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.keys import KeyRing
+from asap_runtime.logs import configure_logs
 from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done
-from asap_runtime.telemetry import configure_logs
 from asap_surprisal.stage import SurprisalStage
 
 START_S = 30.0

@@ -31,10 +31,10 @@ from asap_evaluator.serving import vllm_options
 from asap_runtime.blobs import open_blobs
 from asap_runtime.endpoints import LEASE_S, EndpointRegistry, check_url
 from asap_runtime.host import open_database
+from asap_runtime.logs import configure_logs, get_logger
 from asap_runtime.model_files import locate_model
 from asap_runtime.models import ModelRegistry, ModelVersion, parse_reference
 from asap_runtime.settings import load_settings
-from asap_runtime.telemetry import configure_logs, get_logger
 
 __all__ = ["DeployOptions", "print_manifest", "run_deploy"]
 

@@ -39,8 +39,8 @@ class Steps:
         self._folder, self.stages = folder, stages
         self._at: dict[Task, tuple[str, str]] = {}
         """Stage and status of each task."""
-        self.problems: Counter[str] = Counter()
-        """What single tasks could not be asked or graded for."""
+        self.problems: dict[str, list[str]] = {}
+        """Why single tasks could not be asked or graded: sentences by code."""
 
     async def follow(
         self, items: Sequence[EvalItem], grade: GradeStage, facts: dict[str, JsonValue]
@@ -84,7 +84,8 @@ class Steps:
             self._at[task] = (self.stages[-1].name, "succeeded")
         except InvalidInput as error:
             self._at[task] = (self._at[task][0], "failed")
-            self.problems[f"{error.problem_code}: {error.detail}"] += 1
+            said = f"{item.problems[0].task_id}: {error.detail}"
+            self.problems.setdefault(error.problem_code, []).append(said)
 
     async def _through(self, stage: Stage[EvalItem], item: EvalItem) -> EvalItem:
         """The item behind the stage; each part of the way is written down."""

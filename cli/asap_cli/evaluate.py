@@ -35,11 +35,11 @@ from asap_runtime.blobs import open_blobs
 from asap_runtime.evaluations import evaluation_items
 from asap_runtime.host import open_database
 from asap_runtime.intake import StoredEvaluation
+from asap_runtime.logs import configure_logs
 from asap_runtime.models import ModelRegistry, parse_reference
 from asap_runtime.problems import INTERRUPTED
 from asap_runtime.settings import load_settings
 from asap_runtime.takings import Taking
-from asap_runtime.telemetry import configure_logs
 
 __all__ = ["EvalOptions", "run_eval", "run_grade"]
 
@@ -198,8 +198,8 @@ def _finished(
             write_reports(folder.path, report, page_of(report, {}))
     if done:
         print_table(report_table(report))
-    for problem, count in steps.problems.most_common():
-        say(f"{count:,} × {problem}")
+    for code, sentences in steps.problems.items():
+        say(f"{len(sentences):,} × {code}, first of {sentences[0]}")
     if stopped:
         say("stopped; the same command goes on from here")
         return INTERRUPTED

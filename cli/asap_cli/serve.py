@@ -25,10 +25,11 @@ from asap_runtime.deliverer import Deliverer
 from asap_runtime.endpoints import EndpointRegistry
 from asap_runtime.host import StageHost, open_database
 from asap_runtime.keys import KeyRing
+from asap_runtime.logs import configure_logs
 from asap_runtime.pepper import load_pepper
 from asap_runtime.retention import Retention
 from asap_runtime.settings import load_settings
-from asap_runtime.telemetry import configure_logs, configure_traces
+from asap_runtime.telemetry import configure_traces
 from asap_surprisal.stage import SurprisalStage
 
 __all__ = ["is_loopback", "open_gateway", "run_server"]

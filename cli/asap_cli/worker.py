@@ -13,8 +13,9 @@ from asap.errors import CapacityError, InvalidInput
 from asap_cli.roles import STAGES, AllSettings, open_stage, score_route
 from asap_runtime.health import serve_worker, worker_app
 from asap_runtime.host import StageHost, open_database
+from asap_runtime.logs import configure_logs
 from asap_runtime.settings import TelemetrySettings, load_settings
-from asap_runtime.telemetry import configure_logs, configure_traces
+from asap_runtime.telemetry import configure_traces
 from asap_surprisal.stage import SurprisalStage
 
 __all__ = ["run_worker"]

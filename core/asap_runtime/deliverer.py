@@ -11,9 +11,9 @@ import json
 from asap_runtime.database import Database
 from asap_runtime.deliveries import Deliveries, Delivery
 from asap_runtime.ledger import JobLedger, JobView
+from asap_runtime.logs import get_logger
 from asap_runtime.phases import count_of
 from asap_runtime.tables import FINAL
-from asap_runtime.telemetry import get_logger
 from asap_runtime.webhooks import Answer, WebhookCaller, WebhookSettings
 
 __all__ = ["Deliverer", "job_ended"]

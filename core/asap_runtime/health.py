@@ -23,9 +23,10 @@ from starlette.routing import BaseRoute, Route
 from asap.errors import AsapError, Misconfigured
 from asap_runtime.host import StageHost
 from asap_runtime.http_problems import answer, problem
+from asap_runtime.logs import get_logger
 from asap_runtime.migrate import at_head
 from asap_runtime.problems import describe
-from asap_runtime.telemetry import QUEUE_UP, SELF_MESSAGE_AGE_SECONDS, get_logger
+from asap_runtime.telemetry import QUEUE_UP, SELF_MESSAGE_AGE_SECONDS
 
 __all__ = ["Probed", "check_ready", "serve_worker", "worker_app"]
 

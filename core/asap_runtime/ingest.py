@@ -35,13 +35,13 @@ from asap_runtime.intake import (
 )
 from asap_runtime.json_lines import Line, ReadLimits, read_json_lines
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import get_logger
 from asap_runtime.parquet_rows import read_parquet
 from asap_runtime.problems import item_problem
 from asap_runtime.rebudgeting import rebudgeted_items
 from asap_runtime.run_removal import JobRemoval
 from asap_runtime.schemas import Schema, detect_schema, read_triples
 from asap_runtime.takings import Taking, Takings
-from asap_runtime.telemetry import get_logger
 from asap_runtime.values import NewItem
 
 __all__ = [

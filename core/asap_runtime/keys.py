@@ -20,8 +20,8 @@ from sqlalchemy import RowMapping, Select, case, func, insert, or_, select, text
 
 from asap.errors import InvalidInput, UpstreamUnavailable
 from asap_runtime.database import SECOND, Database, after, now
+from asap_runtime.logs import get_logger
 from asap_runtime.tables import api_keys
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["KeyRing", "KeyView", "Role", "allows"]
 

@@ -16,10 +16,10 @@ from sqlalchemy import exists, select
 
 from asap.errors import AsapError
 from asap_runtime.database import Database
+from asap_runtime.logs import get_logger
 from asap_runtime.stage import Launching, Stage
 from asap_runtime.store import is_live
 from asap_runtime.tables import OPEN, items, jobs
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["PERIOD_S", "jobs_at_work", "reconcile"]
 

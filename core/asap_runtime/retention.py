@@ -13,9 +13,9 @@ from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import get_logger
 from asap_runtime.run_removal import JobRemoval
 from asap_runtime.sweep import Sweep
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["Retention"]
 

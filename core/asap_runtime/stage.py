@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from asap.errors import AsapError, CapacityError
 from asap.payloads import Payload, read_payload, route_of
 from asap_runtime.finisher import Finisher
+from asap_runtime.logs import get_logger
 from asap_runtime.precedence import Precedence
 from asap_runtime.problems import item_problem
 from asap_runtime.queue import LIVE, Message, TaskQueue
@@ -30,7 +31,6 @@ from asap_runtime.telemetry import (
     STAGE_SECONDS,
     STALE_WRITES,
     annotate,
-    get_logger,
     span,
     trace_carrier,
 )

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from asap_runtime.logs import get_logger
 from asap_runtime.publisher import Publisher
 from asap_runtime.queue import MAX_ITEMS, TaskQueue
 from asap_runtime.sweep import Sweep
@@ -21,7 +22,6 @@ from asap_runtime.telemetry import (
     OLDEST_DUE_SECONDS,
     QUEUE_ITEMS,
     REPUBLISHED,
-    get_logger,
 )
 
 __all__ = ["Sweeper"]

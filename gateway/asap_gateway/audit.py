@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from asap_gateway.auth import SAFE, principal
 from asap_runtime.audit import AuditTrail
 from asap_runtime.http_problems import OPENAI_PATHS
-from asap_runtime.telemetry import get_logger
+from asap_runtime.logs import get_logger
 
 __all__ = ["Audit"]
 

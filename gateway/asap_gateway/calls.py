@@ -25,7 +25,7 @@ from asap.errors import (
 )
 from asap_gateway.serving_settings import ServingSettings
 from asap_gateway.upstreams import Backend, Route
-from asap_runtime.telemetry import get_logger
+from asap_runtime.logs import get_logger
 
 __all__ = ["Call", "Caller", "open_session"]
 

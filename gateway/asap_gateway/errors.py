@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from asap.errors import AsapError
 from asap_gateway.schemas import TAG, ProblemView
 from asap_runtime.http_problems import MEDIA_TYPE, answer, pointer, problem
+from asap_runtime.logs import get_logger
 from asap_runtime.problems import PROBLEMS, describe
-from asap_runtime.telemetry import get_logger
 from asap_runtime.values import ItemProblem
 
 __all__ = [

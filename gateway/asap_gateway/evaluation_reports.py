@@ -24,8 +24,8 @@ from asap.report import Report, build_report
 from asap_gateway.evaluation_schemas import EvaluationBody, FigureBody
 from asap_runtime.database import Database
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import get_logger
 from asap_runtime.models import ModelRegistry, parse_reference
-from asap_runtime.telemetry import get_logger
 from asap_runtime.views import JobView
 
 __all__ = ["EvaluationReports", "figure_key"]

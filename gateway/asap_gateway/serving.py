@@ -15,7 +15,7 @@ from asap_gateway.serving_settings import ServingSettings
 from asap_gateway.shadow import Shadow
 from asap_gateway.upstreams import Upstreams
 from asap_runtime.endpoints import EndpointRegistry
-from asap_runtime.telemetry import get_logger
+from asap_runtime.logs import get_logger
 
 __all__ = ["Serving", "get_serving"]
 

@@ -18,11 +18,7 @@ from asap_gateway.live_requests import Asked
 from asap_gateway.serving_settings import ServingSettings
 from asap_gateway.upstreams import Upstreams
 from asap_gateway.usage import Tally
-from asap_runtime.telemetry import (
-    SHADOW_REQUESTS,
-    SHADOW_SECONDS_SAVED,
-    SHADOW_TOKENS_SAVED,
-)
+from asap_runtime.telemetry import SHADOW_REQUESTS, SHADOW_SECONDS_SAVED, SHADOW_TOKENS_SAVED
 
 __all__ = ["Shadow"]
 

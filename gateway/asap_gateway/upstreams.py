@@ -17,7 +17,8 @@ import aiohttp
 from asap.errors import AsapError, NotFound, Overloaded, UpstreamUnavailable
 from asap_gateway.serving_settings import ServingSettings
 from asap_runtime.endpoints import Endpoint, EndpointRegistry
-from asap_runtime.telemetry import BREAKER_OPEN, get_logger
+from asap_runtime.logs import get_logger
+from asap_runtime.telemetry import BREAKER_OPEN
 
 __all__ = ["Backend", "Route", "Upstreams"]
 

@@ -37,7 +37,8 @@ THROUGH = {
     "roles": "test_serve",
     "isolation": "test_process", "plots": "test_report_html",
     "report_markdown": "test_report", "paper_tables": "test_tables",
-    "benchmark_forms": "test_benchmarks", "exchange": "test_proxy", "evaluation_schemas": "test_schemas",
+    "benchmark_forms": "test_benchmarks", "exchange": "test_proxy",
+    "evaluation_schemas": "test_schemas", "logs": "test_telemetry",
 }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ import pytest
 from asap.types import Record
 from asap_cli.client import JobsClient
 from asap_runtime.datasets import read_records
+from asap_runtime.logs import configure_logs
 from asap_runtime.settings import TelemetrySettings
-from asap_runtime.telemetry import configure_logs
 from fakes import rows
 from live_server import live_server
 

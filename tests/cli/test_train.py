@@ -117,9 +117,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on_from_there(
 
 
 @pytest.mark.slow
-def test_a_run_that_refuses_its_data_says_why_and_shows_none_of_it(
-    asap, tmp_path, tiny_model_dir
-):
+def test_a_run_that_refuses_its_data_says_why_and_shows_none_of_it(asap, tmp_path, tiny_model_dir):
     path = tmp_path / "data.jsonl"
     rows = [{**row, "answer": f"{SECRET} </think>"} for row in triples()]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -92,7 +92,9 @@ def test_a_result_tells_losses_drops_and_the_machine():
                   "3 samples, loss 2.7500 → 1.5000"):  # fmt: skip
         assert words in text
     assert "\x1b" not in text
-    without = RESULT.model_copy(update={"held_out_loss_before": None, "peak_memory_bytes": 3 * 10**9})
+    without = RESULT.model_copy(
+        update={"held_out_loss_before": None, "peak_memory_bytes": 3 * 10**9}
+    )
     text = said(result_table(without))
     assert "held out" not in text
     assert "3.00 GB at most" in text

@@ -22,10 +22,11 @@ from asap_gateway.settings import GatewayLimits
 from asap_runtime.blobs import BlobStore
 from asap_runtime.health import serve_worker, worker_app
 from asap_runtime.host import StageHost, open_database
+from asap_runtime.logs import configure_logs
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
-from asap_runtime.telemetry import configure_logs, configure_traces
+from asap_runtime.telemetry import configure_traces
 from asap_surprisal.api import score_endpoint
 from asap_surprisal.batcher import BatchingScorer
 from asap_surprisal.settings import ScorerSettings

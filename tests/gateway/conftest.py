@@ -18,10 +18,10 @@ from asap_gateway.submissions import ServerKnowledge
 from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import BlobStore
 from asap_runtime.host import StageHost, open_database
+from asap_runtime.logs import configure_logs
 from asap_runtime.models import ModelRegistry
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done, Wait
-from asap_runtime.telemetry import configure_logs
 from asap_runtime.webhooks import WebhookSettings
 from evaluation_stages import ScriptedEvaluator, ScriptedGrader, write_benchmarks
 from fakes import TableScorer

@@ -17,10 +17,10 @@ from asap_runtime.blobs import BlobStore
 from asap_runtime.database import SECOND
 from asap_runtime.host import open_database
 from asap_runtime.keys import KeyRing
+from asap_runtime.logs import configure_logs
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.settings import RuntimeSettings, TelemetrySettings
 from asap_runtime.tables import api_keys
-from asap_runtime.telemetry import configure_logs
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond", "answer": "a step"}
 JOB = {"triples": [TRIPLE], "config": {"anchor": "extractive"}}

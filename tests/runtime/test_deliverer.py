@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from asap_runtime.database import Database, open_engine
 from asap_runtime.deliverer import Deliverer
+from asap_runtime.logs import configure_logs
 from asap_runtime.migrate import upgrade
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.tables import deliveries, jobs
-from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import ItemProblem
 from asap_runtime.webhooks import WebhookCaller, WebhookSettings, is_public, signature
 from job_store import PROBLEM, TENANT, Platform

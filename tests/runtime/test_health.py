@@ -14,11 +14,11 @@ from asap.errors import CapacityError, Misconfigured
 from asap_runtime.database import Database, open_engine
 from asap_runtime.health import check_ready, serve_worker, worker_app
 from asap_runtime.host import StageHost
+from asap_runtime.logs import configure_logs
 from asap_runtime.migrate import upgrade
 from asap_runtime.queue import MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
-from asap_runtime.telemetry import configure_logs
 
 
 class Plain:

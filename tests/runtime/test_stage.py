@@ -16,6 +16,7 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.host import StageHost
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import configure_logs
 from asap_runtime.migrate import upgrade
 from asap_runtime.queue import BATCH, LIVE, MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
@@ -23,7 +24,6 @@ from asap_runtime.spending import spend
 from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
 from asap_runtime.store import JobStore
 from asap_runtime.tables import items, jobs
-from asap_runtime.telemetry import configure_logs
 from asap_runtime.values import NewItem
 
 FAST = RunnerLimits(

@@ -21,15 +21,14 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.host import StageHost
 from asap_runtime.intake import JobIntake
 from asap_runtime.ledger import JobLedger
+from asap_runtime.logs import configure_logs, get_logger
 from asap_runtime.migrate import upgrade
 from asap_runtime.queue import BATCH, MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
 from asap_runtime.store import JobStore
 from asap_runtime.telemetry import (
-    configure_logs,
     configure_traces,
-    get_logger,
     span,
     trace_carrier,
     trace_context,

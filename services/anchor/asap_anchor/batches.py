@@ -24,8 +24,8 @@ from asap_anchor.cache import ReplyCache, reply_key
 from asap_anchor.failures import Failures, Transient
 from asap_anchor.transport import Answer, Transport, host_of
 from asap_anchor.wire import Dialect, Refusal, chat_body, read_reply
+from asap_runtime.logs import get_logger
 from asap_runtime.spending import spend
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["BatchChat"]
 

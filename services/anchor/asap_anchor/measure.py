@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from asap.errors import UpstreamError
 from asap.ports import ChatResult
 from asap_anchor.failures import Transient
-from asap_runtime.telemetry import BREAKER_OPEN, get_logger, llm_request
+from asap_runtime.logs import get_logger
+from asap_runtime.telemetry import BREAKER_OPEN, llm_request
 
 __all__ = ["measure", "show_breaker"]
 

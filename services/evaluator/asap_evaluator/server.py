@@ -28,7 +28,8 @@ import httpx
 
 from asap.errors import CapacityError, Misconfigured, UpstreamUnavailable
 from asap_evaluator.sessions import Leader, ended, leader, living, signal_all
-from asap_runtime.telemetry import GENERATE_SERVER_STARTS, get_logger
+from asap_runtime.logs import get_logger
+from asap_runtime.telemetry import GENERATE_SERVER_STARTS
 
 __all__ = ["RETRY_S", "VllmOptions", "VllmServer", "vllm_program"]
 

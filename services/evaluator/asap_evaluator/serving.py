@@ -20,8 +20,8 @@ from asap_evaluator.model_cache import ModelCache, ModelSource
 from asap_evaluator.server import RETRY_S, VllmOptions, VllmServer
 from asap_evaluator.settings import EvaluatorSettings, VllmSettings
 from asap_evaluator.tokens import ModelTokens
+from asap_runtime.logs import get_logger
 from asap_runtime.model_files import locate_model
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["GivenServing", "OwnServing", "Serving", "vllm_options"]
 

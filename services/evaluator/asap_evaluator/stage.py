@@ -25,14 +25,9 @@ from asap_evaluator.sandbox import LEVELS, Sandbox, physical_cores
 from asap_evaluator.serving import GivenServing, OwnServing, Serving
 from asap_evaluator.settings import EvaluatorSettings
 from asap_runtime.blobs import BlobStore
+from asap_runtime.logs import get_logger
 from asap_runtime.stage import Done, Wait
-from asap_runtime.telemetry import (
-    GRADES,
-    SANDBOX_LEVEL,
-    SANDBOX_SECONDS,
-    SANDBOX_TROUBLE,
-    get_logger,
-)
+from asap_runtime.telemetry import GRADES, SANDBOX_LEVEL, SANDBOX_SECONDS, SANDBOX_TROUBLE
 
 __all__ = ["GenerateStage", "GradeStage"]
 

@@ -23,13 +23,7 @@ from asap.config import ScoreName
 from asap.errors import CapacityError, InvalidInput, Overloaded
 from asap.ports import ScoreRequest
 from asap.types import StepScores
-from asap_runtime.telemetry import (
-    BATCH_ROWS,
-    BATCH_TOKENS,
-    SCORE_SECONDS,
-    span,
-    trace_context,
-)
+from asap_runtime.telemetry import BATCH_ROWS, BATCH_TOKENS, SCORE_SECONDS, span, trace_context
 
 if TYPE_CHECKING:  # tokenizers are an extra, and the command line imports this without it
     from asap_surprisal.preparation import Prepared

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import tenacity
 
 from asap.errors import AsapError
+from asap_runtime.logs import get_logger
 from asap_runtime.run_files import RunFiles
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["Checkpoint", "Checkpoints"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from asap.errors import AsapError
 from asap.runs import TrainProgress
+from asap_runtime.logs import get_logger
 from asap_runtime.run_files import RunFiles
-from asap_runtime.telemetry import get_logger
 
 __all__ = ["PERIOD_S", "Reporter"]
 

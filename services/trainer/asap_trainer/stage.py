@@ -16,6 +16,7 @@ from pydantic import JsonValue, ValidationError
 from asap.errors import AsapError, CapacityError, TrainingFailed
 from asap.runs import Launch, TrainProgress, TrainResult, TrainRun
 from asap_runtime.blobs import BlobStore
+from asap_runtime.logs import get_logger
 from asap_runtime.models import ModelRegistry, parse_reference
 from asap_runtime.run_files import RunFiles
 from asap_runtime.spending import spend
@@ -29,7 +30,6 @@ from asap_runtime.telemetry import (
     TRAIN_MFU,
     TRAIN_STEPS,
     TRAIN_TOKENS_PER_S,
-    get_logger,
 )
 from asap_trainer.kubernetes_jobs import KubernetesLauncher
 from asap_trainer.launcher import Launcher, Status, run_id_of

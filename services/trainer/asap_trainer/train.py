@@ -27,10 +27,10 @@ from pydantic import ValidationError
 from asap.errors import AsapError, Misconfigured, TrainingFailed
 from asap.runs import TrainResult, TrainRun
 from asap_runtime.blobs import BlobStore, open_blobs
+from asap_runtime.logs import configure_logs, get_logger
 from asap_runtime.model_files import locate_model
 from asap_runtime.run_files import RunFiles
 from asap_runtime.settings import RuntimeSettings, load_settings
-from asap_runtime.telemetry import configure_logs, get_logger
 from asap_trainer.backends import Device, find_device, load_model, prepare_imports
 from asap_trainer.checkpoints import Checkpoint, Checkpoints
 from asap_trainer.encoding import Prepared, prepare
