@@ -1,6 +1,6 @@
 # The one door to every task. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev engines demo check test test-fast chart chaos bench clean
+.PHONY: help install install-dev engines demo check test test-fast chart images images-smoke chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +45,12 @@ test-fast: install-dev  ## what takes seconds: no engines, no slow tests
 chart: install-dev  ## render, lint, validate and judge the Helm chart with every profile and toggle
 	$(BIN)/python scripts/chart_docs.py --check
 	$(BIN)/python -m pytest tests/deploy -q
+
+images:  ## build the container images (CPU variant)
+	sh scripts/images_smoke.sh --build
+
+images-smoke:  ## build them, compose the system, prune, crash each service; needs root and docker
+	sh scripts/images_smoke.sh
 
 chaos: install-dev  ## kill workers, gateway, broker and database under a job of 2,000 items
 	$(BIN)/python tests/faults/chaos.py

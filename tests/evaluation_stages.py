@@ -119,8 +119,8 @@ async def until(client, job, *phases):
     async with asyncio.timeout(20):
         while True:
             state = (await client.get(f"/jobs/{job}")).json()
-            told, ended = state["evaluation"], state["finished_at"] is not None
-            if state["phase"] in phases and not (told and ended and told["figures"] is None):
+            told, final = state["evaluation"], state["phase"] in ("done", "cancelled")
+            if state["phase"] in phases and not (told and final and told["figures"] is None):
                 return state
             await asyncio.sleep(0.02)
 

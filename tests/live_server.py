@@ -8,10 +8,11 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -26,7 +27,7 @@ from asap_runtime.keys import KeyRing
 from asap_runtime.logs import configure_logs
 from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
-from asap_runtime.stage import Done
+from asap_runtime.stage import Done, Stage
 from asap_surprisal.stage import SurprisalStage
 
 START_S = 30.0
@@ -58,14 +59,19 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(home: Path, *, keyed: bool = False) -> Iterator[LiveServer]:
-    """Serves with the demo scorer and no LLM while the block runs; `keyed`: to who has a key."""
+def live_server(
+    home: Path, *, keyed: bool = False, stages: Sequence[Stage[Any]] = ()
+) -> Iterator[LiveServer]:
+    """Serves with the demo scorer and no LLM while the block runs; `keyed`: to who has a key.
+
+    `stages`: in the process besides the two of pruning.
+    """
     settings = AllSettings(home=home, telemetry={"log_level": "error"})
     configure_logs(settings.telemetry)
     database = open_database(settings)
     anchor = SteeredAnchor(settings)
     host = StageHost(
-        database, MemoryQueue(), [anchor, SurprisalStage(settings)], sweep_period_s=0.05
+        database, MemoryQueue(), [anchor, SurprisalStage(settings), *stages], sweep_period_s=0.05
     )
     keys = KeyRing(database, load_pepper(settings.auth, home))
     app = create_app(

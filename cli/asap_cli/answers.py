@@ -33,7 +33,6 @@ __all__ = [
     "ErrorCount",
     "Estimate",
     "Evaluation",
-    "Figure",
     "Item",
     "ItemPage",
     "ItemProblem",
@@ -116,18 +115,6 @@ class Training(Answer):
     result: TrainResult | None
 
 
-class Figure(Answer):
-    """What a model reached on a benchmark at one budget, code taken one way."""
-
-    benchmark: str
-    budget: int
-    extraction: str
-    tasks: int
-    pass_at_1: float
-    """Percent."""
-    tokens: float
-
-
 class Evaluation(Answer):
     """How an evaluation stands, beside its job's phase."""
 
@@ -135,7 +122,6 @@ class Evaluation(Answer):
     questions: int
     generated: int
     done: int
-    figures: tuple[Figure, ...] | None
 
 
 class Job(Answer):

@@ -44,7 +44,8 @@ def fetch_model(
     there = folder_hash(out)
     if there is not None and sha256 in (None, there):
         return there
-    if out.exists() and (not out.is_dir() or (there is None and any(out.iterdir()))):
+    made_here = (out / MANIFEST).is_file()
+    if out.is_file() or (out.is_dir() and not made_here and any(out.iterdir())):
         raise InvalidInput(f"{str(out)!r} exists and is no folder that this command has made")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{uuid4().hex}")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from asap.errors import InvalidInput
+from asap.errors import InvalidInput, Overloaded
 from asap_runtime.problems import INTERRUPTED, PROBLEMS
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def follow_job(client: JobsClient, job: Job) -> int:
                 progress.show(state)
                 job = state
         print_end(console, job)
+        if job.kind == "evaluate" and job.phase == "done":
+            _print_report(client, job, console)
         if job.items("failed"):
             print_failures(console, job, Failures.of(job, client.items(job.id)))
     except KeyboardInterrupt:
@@ -78,6 +80,18 @@ def follow_job(client: JobsClient, job: Job) -> int:
         )
         return INTERRUPTED
     return 0 if job.phase == "done" and not job.items("failed") else DATA_ERROR
+
+
+def _print_report(client: JobsClient, job: Job, console: Console) -> None:
+    from asap.report import Report
+    from asap_cli.eval_views import report_table
+
+    try:
+        report = Report.model_validate_json(client.report(job.id, "json"))
+    except Overloaded:
+        say(f"the server is making other reports; `asap jobs report {job.id}` prints this one")
+        return
+    console.print(report_table(report), highlight=False)
 
 
 def print_table(table: Table) -> None:

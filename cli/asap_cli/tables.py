@@ -13,13 +13,12 @@ from rich.text import Text
 from asap.config import PruneConfig
 from asap.eval_config import EvalConfig
 from asap.train_config import TrainConfig
-from asap_cli.answers import FINAL, Estimate, Figure, Job, Model, Plan, one_line
+from asap_cli.answers import FINAL, Estimate, Job, Model, Plan, one_line
 
 __all__ = [
     "cost_of",
     "estimate_table",
     "facts_table",
-    "figures_table",
     "jobs_table",
     "model_table",
     "models_table",
@@ -111,24 +110,6 @@ def cost_of(job: Job) -> str | None:
         return None
     cap = "" if job.cost_cap_usd is None else f" of at most ${job.cost_cap_usd:,.2f}"
     return f"${job.cost_usd:,.4f}{cap}"
-
-
-def figures_table(figures: Sequence[Figure]) -> Table:
-    """What an evaluation reached; the whole report is the server's."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("benchmark", no_wrap=True)
-    for name in ("budget", "code", "tasks", "Acc %", "Tok"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in figures:
-        table.add_row(
-            Text(one_line(one.benchmark)),
-            f"{one.budget:,}",
-            Text(one_line(one.extraction)),
-            f"{one.tasks:,}",
-            f"{one.pass_at_1:.2f}",
-            f"{one.tokens:,.0f}",
-        )
-    return table
 
 
 def plan_table(planned: Plan) -> Table:

@@ -18,7 +18,7 @@ from rich.progress import TaskID
 from asap.methods import METHODS
 from asap_cli.answers import FINAL, Item, ItemProblem, Job, one_line
 from asap_cli.progress import Bars
-from asap_cli.tables import cost_of, figures_table
+from asap_cli.tables import cost_of
 from asap_cli.train_views import TrainProgressView, result_table
 
 __all__ = [
@@ -199,8 +199,6 @@ def print_end(console: Console, job: Job) -> None:
         console.print(result_table(job.train.result), highlight=False)
         if job.train.version is not None:
             _print(console, f"model {one_line(job.train.model)}@{job.train.version}", style="bold")
-    if job.evaluation is not None and job.evaluation.figures is not None:
-        console.print(figures_table(job.evaluation.figures), highlight=False)
 
 
 def print_failures(console: Console, job: Job, found: Failures) -> None:

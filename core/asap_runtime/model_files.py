@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from huggingface_hub import snapshot_download
 
 from asap.errors import Misconfigured
 from asap_runtime.demo_model import DEMO, demo_directory
@@ -70,6 +69,8 @@ def _local(model: str) -> Path | None:
 
 
 def _download(model: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # only the roles that load models have it
+
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's errors are one of these

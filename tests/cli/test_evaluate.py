@@ -18,7 +18,7 @@ from asap_evaluator.sessions import ended, leader
 from fake_vllm import FakeVllm, Say, Status
 from vllm_program import program, starts
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 ANSWER = "so it is\n</think>\n```python\ndef f():\n    return 7\n```"
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from asap.errors import Misconfigured
-from asap_runtime import model_files
 from asap_surprisal.scorer import TorchScorer
 
 
@@ -115,7 +115,7 @@ def test_name_that_the_hub_does_not_know(monkeypatch):
     def offline(*_, **__):
         raise LocalEntryNotFoundError("many\nlines of advice")
 
-    monkeypatch.setattr(model_files, "snapshot_download", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     assert "neither a local directory nor available" in misconfigured("owner/unheard-of")
 
 
@@ -130,7 +130,7 @@ def test_hub_name_loads_what_was_downloaded(monkeypatch, tiny_model_dir):
         asked[name] = allow_patterns
         return str(tiny_model_dir)
 
-    monkeypatch.setattr(model_files, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert TorchScorer.load("owner/name", device="cpu").name == "owner/name"
     assert "model*.safetensors" in asked["owner/name"]
 

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import kubernetes_validate
+import pytest
+import yaml
+
+from asap_evaluator.sessions import ended, leader
+from helm_chart import ANYWHERE, NAMESPACE, changed, named, render
+from live_gateway import live_gateway
+from vllm_program import program, starts
+
+pytestmark = pytest.mark.timeout(120)
+BY_HELM = {
+    "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart",
+    "annotations", "serviceAccountName",
+}  # fmt: skip
+"""What only a release of the chart has."""
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("ASAP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ASAP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def model(tiny_model_dir, tmp_path, monkeypatch):
+    """A directory, and a program in vLLM's place."""
+    executable = tmp_path / "vllm"
+    python, script = program()
+    executable.write_text(f'#!/bin/sh\nexec {python} {script} "$@"\n')
+    executable.chmod(0o755)
+    monkeypatch.setenv("ASAP_EVALUATOR__VLLM__PROGRAM", str(executable))
+    return shutil.copytree(tiny_model_dir, tmp_path / "tiny")
+
+
+@pytest.fixture
+def deploy(model):
+    """Start `asap deploy` of the directory."""
+    running = []
+
+    def start(*options):
+        command = [sys.executable, "-m", "asap_cli.main", "deploy", str(model), *options]
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+
+
+def started(home):
+    """What was started by the deployment, in order."""
+    [log] = home.rglob("starts.jsonl")
+    return starts(log.parent)
+
+
+def until(process, holds):
+    end = time.monotonic() + 60
+    while not (found := holds()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+def test_a_deployed_model_is_reached_through_the_gateway_until_it_leaves(deploy, tmp_path):
+    home = tmp_path / "home"
+    with live_gateway(home) as gateway:
+        process = deploy("--server-args", "--max-model-len 512")
+        [there] = until(process, gateway.endpoints.live)
+        assert (there.tenant, there.model, there.version) == ("local", "tiny", None)
+        assert there.url.startswith("http://127.0.0.1:")
+
+        def served():
+            models = httpx.get(f"{gateway.url}/v1/models").json()["data"]
+            return [one["id"] for one in models] == ["tiny"]
+
+        until(process, served)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"] == "hello"
+        [start] = started(home)
+        assert "--enable-prefix-caching" in start["args"]
+        assert start["args"][-2:] == ["--max-model-len", "512"]
+        assert not any(name.startswith("ASAP_") for name in start["env"])
+
+        os.kill(start["pids"][0], signal.SIGKILL)
+        until(process, lambda: len(started(home)) == 2)
+        moved = until(
+            process,
+            lambda: [one.url for one in gateway.endpoints.live() if one.url != there.url],
+        )
+        assert len(moved) == 1
+        until(process, lambda: len(gateway.endpoints.live()) == 1)
+
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert "tiny is served at http://127.0.0.1:" in said
+        assert gateway.endpoints.live() == []
+        assert all(ended(leader(pid)) for start in started(home) for pid in start["pids"])
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_start_is_never_announced(deploy, model, tmp_path):
+    (model / "behaviour.json").write_text(json.dumps({"exit": 3}))
+    with live_gateway(tmp_path / "home") as gateway:
+        process = deploy("--name", "one", "--port", "18999")
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 69
+        assert "ended with code 3" in said
+        assert gateway.endpoints.live() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "name it with --url"),
+        (["--url", "http://here:8001/v1", "--port", "8001"], "without a path"),
+        (["--url", "http://here:8001"], "needs --port"),
+        (["--server-args", "'"], "--server-args"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_starts(asap, model, tmp_path, options, words):
+    ran = asap("deploy", model, *options)
+    assert ran.code == 65
+    assert words in ran.err
+    assert not list(tmp_path.rglob("starts.jsonl"))
+
+
+def plain(value):
+    """An object without what only a release has."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items() if key not in BY_HELM}
+    return [plain(one) for one in value] if isinstance(value, list) else value
+
+
+WEIGHTS = {"source": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "revision": "a" * 40,
+           "sha256": "5" * 64}  # fmt: skip
+
+
+def test_the_manifest_is_what_the_chart_gives(asap):
+    ran = asap(
+        "deploy", WEIGHTS["source"], "--name", "one", "--kubernetes", "--revision", "a" * 40,
+        "--sha256", "5" * 64, "--namespace", NAMESPACE, "--claim", "models", "--replicas", 1,
+        "--server-args", "--max-model-len=8192", "--registry", "registry.example.com/team",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    mine = list(yaml.safe_load_all(ran.out))
+    release = render(
+        changed(
+            "demo",
+            {
+                "image": {"registry": "registry.example.com/team"},
+                "priority": {"create": False},
+                "network": {"weights": ANYWHERE},
+                "modelCache": {"create": False, "existingClaim": "models"},
+                "serving": {
+                    "models": {"one": {"weights": WEIGHTS, "args": ["--max-model-len=8192"]}}
+                },
+            },
+        )
+    )
+    assert [one["kind"] for one in mine] == ["Deployment", "Service"]
+    for one in mine:
+        assert one == plain(named(release, one["kind"], "serving-one"))
+        for version in ("1.29", "1.35"):
+            kubernetes_validate.validate(one, version, strict=True)
+    url = f'{{"one": ["http://asap-serving-one.{NAMESPACE}:8000"]}}'
+    assert f"ASAP_SERVING__ENDPOINTS='{url}'" in ran.err
+
+
+def test_weights_of_a_bucket_bring_its_settings_and_no_key(asap, monkeypatch):
+    monkeypatch.setenv("ASAP_BLOBS__URL", "s3://bucket/asap")
+    monkeypatch.setenv("ASAP_BLOBS__SECRET_KEY", "planted")
+    monkeypatch.setenv("ASAP_BLOBS__ACCESS_KEY", "planted")
+    monkeypatch.setenv("ASAP_BLOBS__REGION", "eu-1")
+    ran = asap("deploy", "s3://bucket/asap/models/one", "--kubernetes", "--gpus", 0,
+               "--blobs-secret", "keys")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "planted" not in ran.out
+    deployment = next(yaml.safe_load_all(ran.out))
+    kubernetes_validate.validate(deployment, "1.35", strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    told = {one["name"]: one for one in pod["initContainers"][0]["env"]}
+    assert told["ASAP_BLOBS__URL"]["value"] == "s3://bucket/asap"
+    assert told["ASAP_BLOBS__REGION"]["value"] == "eu-1"
+    assert told["ASAP_BLOBS__SECRET_KEY"]["valueFrom"]["secretKeyRef"] == {
+        "name": "keys", "key": "ASAP_BLOBS__SECRET_KEY",
+    }  # fmt: skip
+    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize("source", ["file:///somewhere/model", "tiny"])
+def test_what_no_pod_could_fetch_is_refused(asap, model, source):
+    ran = asap("deploy", source, "--kubernetes")
+    assert ran.code == 65
+    assert "of this machine" in ran.err
