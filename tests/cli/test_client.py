@@ -246,7 +246,7 @@ def test_faults_of_the_server_are_errors_with_its_name(serve):
     with pytest.raises(Overloaded) as raised:
         client.jobs(3)
     assert raised.value.context == {"retry_after_s": 30}
-    client._http.timeout = 0.2
+    client.http.timeout = 0.2
     with pytest.raises(UpstreamTimeout, match="did not answer in time"):
         client.cancel("j")
 
@@ -266,12 +266,12 @@ def test_an_estimate_is_asked_for_and_no_job(serve, tmp_path):
 def test_a_new_target_is_asked_for_under_one_key(serve):
     busy = {"code": "database-unavailable", "detail": "later"}
     script = Script(says(busy, 503), says(status=202))
-    assert serve(script, backoff_s=0.01).rebudget("old", {"max_tokens": 9}).id == "j"
+    body = {"scores_from": "old", "config": {"max_tokens": 9}}
+    assert serve(script, backoff_s=0.01).start(body).id == "j"
     keys = {headers["Idempotency-Key"] for _, headers, _ in script.requests}
     assert len(keys) == 1
     assert {where for where, _, _ in script.requests} == {"/jobs"}
-    bodies = [json.loads(body) for _, _, body in script.requests]
-    assert bodies == [{"scores_from": "old", "config": {"max_tokens": 9}}] * 2
+    assert [json.loads(sent) for _, _, sent in script.requests] == [body] * 2
 
 
 def test_the_servers_name_holds_no_password_and_its_path_counts(monkeypatch):

@@ -55,6 +55,6 @@ def test_db_upgrade_makes_the_database_twice_in_a_row(asap, tmp_path):
 
 
 def test_an_unknown_stage_is_named(asap):
-    ran = asap("worker", "trainer")
+    ran = asap("worker", "training")
     assert ran.code == 65
-    assert "anchor, surprisal" in ran.err
+    assert "anchor, surprisal, trainer, generate, grade" in ran.err

@@ -5,8 +5,15 @@ import io
 import pytest
 from rich.console import Console
 
-from asap_cli.answers import Estimate, ItemProblem, Job, StageCount
-from asap_cli.tables import estimate_table, facts_table, jobs_table
+from asap_cli.answers import Estimate, Evaluation, ItemProblem, Job, Model, Plan, StageCount
+from asap_cli.tables import (
+    estimate_table,
+    facts_table,
+    jobs_table,
+    model_table,
+    models_table,
+    plan_table,
+)
 
 JOB = Job(
     id="j",
@@ -31,8 +38,8 @@ def said(table):
 
 def test_jobs_are_rows():
     head, row = said(jobs_table([JOB]))
-    assert head == "id phase created done failed"
-    assert row.startswith("j do␛[31mne ")
+    assert head == "id kind phase created done failed"
+    assert row.startswith("j prune do␛[31mne ")
     assert row.endswith(" 3/3 1")
 
 
@@ -66,3 +73,33 @@ def test_an_estimate(cost, said_of_it):
         "records 48", "bad lines 1", "CoT tokens 12,345", "LLM calls 47", "LLM tokens in 3",
         "LLM tokens out 4", "scored tokens 5", said_of_it, "counted by t",
     ]  # fmt: skip
+
+
+def test_what_another_kind_of_job_says_of_itself():
+    state = {"model": "mine@3", "questions": 9, "generated": 7, "done": 4}
+    job = JOB.model_copy(
+        update={"kind": "evaluate", "config": {"limit": 2}, "evaluation": Evaluation(**state)}
+    )
+    lines = said(facts_table(job))
+    assert "kind evaluate" in lines
+    assert "config limit=2" in lines
+    assert "model mine@3" in lines
+    assert "questions 9, 7 generated, 4 done" in lines
+
+
+def test_a_plan_is_told_in_the_servers_own_words():
+    lines = said(plan_table(Plan({"samples": 1200, "tokenizer": "t\x1b", "data": {"a": 1}})))
+    assert lines == ["samples 1,200", "tokenizer t\\u001b", 'data {"a": 1}']
+
+
+def test_models_are_rows_and_one_is_its_facts():
+    model = Model(
+        name="mine", version=3, stage="production", base="demo", job_id="j",
+        manifest_sha256="5" * 64, created_at=10.0, meta={"loss": 1.25},
+    )  # fmt: skip
+    head, row = said(models_table([model]))
+    assert head == "model stage created base"
+    assert row.startswith("mine@3 production ")
+    lines = said(model_table(model))
+    assert lines[0] == "model mine@3"
+    assert "loss 1.25" in lines

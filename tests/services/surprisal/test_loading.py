@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
