@@ -65,6 +65,9 @@ bench: install-dev  ## all benchmarks, each a table with ratios
 	$(BIN)/python benchmarks/live.py
 	$(BIN)/python benchmarks/upload.py
 	$(BIN)/python benchmarks/anchor.py
+	$(BIN)/python benchmarks/trainer.py
+	$(BIN)/python benchmarks/sandbox.py
+	$(BIN)/python benchmarks/proxy.py
 
 clean:  ## remove the environment and what runs leave behind
 	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

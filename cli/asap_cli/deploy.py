@@ -78,7 +78,8 @@ def run_deploy(options: DeployOptions) -> int:
         name = options.name or _name(options.model, version)
         directory = _directory(settings, options.model, version)
         server = VllmServer(
-            _server_options(settings, options, directory, name), settings.work_dir / _folder(name)
+            _server_options(settings, options, directory, name),
+            settings.evaluator_dir / _folder(name),
         )
         deployment = _Deployment(
             server,
@@ -284,7 +285,9 @@ def _directory(settings: AllSettings, model: str, version: ModelVersion | None) 
     if version is None:
         return locate_model(model, weights=True)
     own = settings.evaluator
-    cache = ModelCache(settings.work_dir / "models", open_blobs(settings), kept=own.kept_models)
+    cache = ModelCache(
+        settings.evaluator_dir / "models", open_blobs(settings), kept=own.kept_models
+    )
     return cache.locate(ModelSource(version.reference, version.prefix, version.manifest_sha256))
 
 

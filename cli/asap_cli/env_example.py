@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -52,17 +53,34 @@ WIDTH: Final = 98
 def env_example() -> str:
     """The whole file."""
     schema = AllSettings.model_json_schema()
-    parts, groups = [HEAD, "\n"], []
-    for name, field in AllSettings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            groups.append((f"{PREFIX}{name.upper()}__", field.annotation))
-        else:
+    inner = _groups(AllSettings)
+    parts = [HEAD, "\n"]
+    for name in AllSettings.model_fields:
+        if name not in inner:
             parts.append(_setting(RuntimeSettings, name, PREFIX, schema))
-    for prefix, group in groups:
-        parts.append(f"\n## {inspect.getdoc(group)}\n\n")
-        shape = schema["$defs"][group.__name__]
-        parts += [_setting(group, name, prefix, shape) for name in group.model_fields]
+    for name, group in inner.items():
+        parts += _section(group, f"{PREFIX}{name.upper()}__", schema["$defs"])
     return "".join(parts)
+
+
+def _section(group: type[BaseModel], prefix: str, shapes: dict[str, Any]) -> Iterator[str]:
+    """A group's own settings, then the groups in it."""
+    yield f"\n## {inspect.getdoc(group)}\n\n"
+    inner = _groups(group)
+    for name in group.model_fields:
+        if name not in inner:
+            yield _setting(group, name, prefix, shapes[group.__name__])
+    for name, further in inner.items():
+        yield from _section(further, f"{prefix}{name.upper()}__", shapes)
+
+
+def _groups(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields that are groups of settings."""
+    return {
+        name: field.annotation
+        for name, field in kind.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
 
 
 def _setting(group: type[BaseModel], name: str, prefix: str, schema: dict[str, Any]) -> str:

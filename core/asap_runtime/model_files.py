@@ -21,7 +21,11 @@ _TOKENIZER: tuple[str, ...] = ("tokenizer.json",)
 _CONFIG: tuple[str, ...] = ("config.json",)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_PATTERNS = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-_MODEL_PATTERNS = [*_TOKENIZER_PATTERNS, "config.json", "model*.safetensors", _WEIGHTS[1]]
+_MODEL_PATTERNS = [
+    *_TOKENIZER_PATTERNS,
+    *("config.json", "generation_config.json", "chat_template.jinja"),
+    *("model*.safetensors", _WEIGHTS[1]),
+]
 
 
 def locate_model(model: str, *, weights: bool) -> Path:

@@ -39,6 +39,12 @@ THROUGH = {
     "report_markdown": "test_report", "paper_tables": "test_tables",
     "benchmark_forms": "test_benchmarks", "exchange": "test_proxy",
     "evaluation_schemas": "test_schemas", "logs": "test_telemetry",
+    "completions": "test_evaluate", "eval_commands": "test_evaluate",
+    "eval_compare": "test_evaluate", "eval_folder": "test_evaluate",
+    "eval_reports": "test_evaluate", "eval_steps": "test_evaluate",
+    "deploy_command": "test_deploy", "serving_manifest": "test_deploy",
+    "model_fetch": "test_models", "models_client": "test_models",
+    "server_client": "test_client", "server_commands": "test_jobs",
 }  # fmt: skip
 
 

@@ -40,6 +40,10 @@ def test_links_lead_to_files():
         "docs/cli.md",
         "docs/concepts.md",
         "docs/api.md",
+        "docs/training.md",
+        "docs/serving.md",
+        "docs/images.md",
+        "docs/operations.md",
         "gateway/README.md",
     ):
         text = (REPOSITORY / document).read_text()

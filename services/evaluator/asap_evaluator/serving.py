@@ -212,7 +212,7 @@ class OwnServing:
     async def _started(self, options: VllmOptions) -> VllmServer:
         """A server that runs already, left by a worker before, or a new one in a free folder."""
         found: VllmServer | None = None
-        work = self._settings.work_dir
+        work = self._settings.evaluator_dir
         for folder in sorted(work.glob("vllm-*")):
             left = VllmServer(options, folder)
             with suppress(CapacityError):  # another worker's, which lives

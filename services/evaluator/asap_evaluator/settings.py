@@ -94,7 +94,7 @@ class EvaluatorSettings(RuntimeSettings):
     evaluator: GroupOfEvaluator = GroupOfEvaluator()
 
     @property
-    def work_dir(self) -> Path:
+    def evaluator_dir(self) -> Path:
         """Folder of server logs and fetched models, with the default filled in."""
         return (self.evaluator.work_dir or self.home / "evaluator").expanduser().absolute()
 

@@ -49,7 +49,7 @@ class GenerateStage:
     def __init__(self, settings: EvaluatorSettings, *, blobs: BlobStore) -> None:
         own = settings.evaluator
         cache = ModelCache(
-            settings.work_dir / "models", blobs, allowed=own.models, kept=own.kept_models
+            settings.evaluator_dir / "models", blobs, allowed=own.models, kept=own.kept_models
         )
         kind = OwnServing if own.base_url is None else GivenServing
         self._serving: Serving = kind(settings, cache)

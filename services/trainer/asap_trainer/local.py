@@ -164,7 +164,12 @@ class LocalLauncher:
 
     def _living(self) -> list[str]:
         pids = ((folder.name, _number(folder / "pid")) for folder in self._folder.glob("*/"))
-        return [name for name, pid in pids if pid is not None and _members(pid, name)]
+        # Nobody looks at a run whose job was cancelled: its shell would stay a zombie.
+        return [
+            name
+            for name, pid in pids
+            if pid is not None and not _reaped(pid) and _members(pid, name)
+        ]
 
     def _sweep(self) -> None:
         """Forget what ended long ago."""

@@ -13,7 +13,7 @@ def test_the_defaults_are_a_server_of_our_own_and_any_level_that_holds(tmp_path)
     assert settings.evaluator.sandbox_min_level == "landlock"
     assert settings.evaluator.vllm.dtype == "bfloat16"
     assert settings.evaluator.vllm.gpu_memory_utilization == 0.9
-    assert settings.work_dir == tmp_path / "evaluator"
+    assert settings.evaluator_dir == tmp_path / "evaluator"
 
 
 def test_settings_come_from_the_environment_and_keys_stay_hidden(monkeypatch, tmp_path):
@@ -24,7 +24,7 @@ def test_settings_come_from_the_environment_and_keys_stay_hidden(monkeypatch, tm
     settings = load_settings(EvaluatorSettings)
     assert settings.evaluator.base_url == "http://vllm:8000/v1"
     assert settings.evaluator.sandbox_min_level == "namespaces"
-    assert settings.work_dir == tmp_path
+    assert settings.evaluator_dir == tmp_path
     assert "sesame" not in str(redacted(settings))
 
 

@@ -92,7 +92,7 @@ def test_the_card_says_how_it_was_made(folder, held_out):
         "d" * 64,
         "1 empty-cot, 3 too-long",
         "5.0000, 3.0000 nats/token",
-        "| learning_rate | `0.001` |",
+        "| learning_rate | `4e-05` |",
         f"| transformers | {importlib.metadata.version('transformers')} | Apache",
     ):
         assert expected in card
