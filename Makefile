@@ -32,7 +32,8 @@ check: install-dev  ## linters, types, layers, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell $(SOURCES) docs README.md CHANGELOG.md CONTRIBUTING.md
 
-engines: install-dev
+engines: install-dev  ## the real Unsloth and vLLM (CPU builds) and the sandbox
+	sh scripts/install_sandbox.sh
 	sh scripts/install_unsloth.sh $(BIN)/python
 	sh tests/engines/install.sh $(BIN)/python
 
