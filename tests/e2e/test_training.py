@@ -6,10 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +17,7 @@ import pytest
 from asap.chat_templates import TEMPLATES
 from asap.sft import encode_sample
 from asap.train_config import TrainConfig
+from asap_process import PATIENCE_S, ServerProcess
 from asap_runtime.blobs import BlobStore
 from asap_runtime.demo_model import demo_directory
 from asap_runtime.run_files import RunFiles
@@ -36,62 +33,10 @@ CONFIG = {
     "preset": "demo", "max_steps": STEPS, "save_every": SAVED, "accumulation": 2, "log_every": 1,
     "learning_rate": 1e-3,
 }  # fmt: skip
-PATIENCE_S = 120
 
 
-class Server:
-    """`asap serve` as a process of its own, and its API."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.home, self.log = home, home / "server.log"
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("ASAP_")},
-            "ASAP_HOME": str(home),
-            "ASAP_SURPRISAL__MODEL": "demo",
-            "ASAP_TRAINER__POLL_S": "0.2",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "asap_cli.main", "serve", "--port", str(port)],
-                env=environment,
-                cwd=home,
-                stdout=log,
-                stderr=log,
-            )
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        self.wait_for("the server", self.is_ready)
-
-    def is_ready(self) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return self.http.get("/readyz").status_code == 200
-        return False
-
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-        self.http.close()
-        for pid in self.home.glob("trainer/*/pid"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(pid.read_text()), signal.SIGKILL)
-
-    def get(self, path: str) -> dict:
-        return self.http.get(path).raise_for_status().json()
-
-    def post(self, path: str, **request) -> dict:
-        answer = self.http.post(path, **request)
-        assert answer.is_success, answer.text
-        return answer.json()
-
-    def wait_for(self, what: str, condition) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}:\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.05)
+class Server(ServerProcess):
+    """With what these tests ask of it."""
 
     def train(self, job: str, model: str, **config) -> str:
         """The id of a training job on what that prune job has left."""
