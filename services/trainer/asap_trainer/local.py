@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -110,8 +111,8 @@ class LocalLauncher:
             raise Conflict(f"{name} is the name of another tenant's run")
 
     def _spawn(self, run: TrainRun, name: str) -> None:
-        folder = self._folder / name
-        command = train_command(run, self._settings.trainer.python, self._settings.trainer.grace_s)
+        folder, group = self._folder / name, self._settings.trainer
+        command = train_command(run, group.python or sys.executable, group.grace_s)
         child = os.posix_spawn(
             "/bin/sh",
             ["/bin/sh", "-c", _SHELL, name, str(folder), *command],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -62,8 +61,8 @@ class LaunchSettings(Group):
     """How often a run is looked at; default: 2, on Kubernetes 15."""
     work_dir: Path | None = None
     """Folder of the processes: logs, process ids; default: `trainer` in ASAP_HOME."""
-    python: str = sys.executable
-    """What runs the training process on this machine."""
+    python: str | None = None
+    """What runs the training process on this machine; default: what runs this one."""
     device_hour_usd: float | None = Field(None, ge=0)
     """What one device costs in an hour; default: runs are free."""
     max_hours: float = Field(168.0, gt=0)
