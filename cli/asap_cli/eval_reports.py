@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
 from asap.errors import InvalidInput
-from asap.eval_config import benchmark_of
-from asap.eval_items import EvalItem
+from asap.eval_items import EvalItem, differing_data, tasks_expected
 from asap.metrics import results_of
 from asap.report import Report, build_report
 from asap_evaluator.report_html import Completion, render_html
@@ -23,7 +21,7 @@ def report_of(items: Items, name: str, *, facts: Mapping[str, JsonValue] | None 
     """The report of one run. `facts`: of the machine, beside what the items say."""
     return build_report(
         {name: [result for item in items for result in results_of(item)]},
-        expected=_expected(items),
+        expected=tasks_expected(items),
         provenance={name: {**_made_with(items), **(facts or {})}},
     )
 
@@ -37,10 +35,13 @@ def compare_runs(runs: Mapping[str, Items], candidate: str) -> Report:
             for name, items in runs.items()
         },
         candidate=candidate,
-        expected=_expected(everything),
+        expected=tasks_expected(everything),
         provenance={name: _made_with(items) for name, items in runs.items()},
     )
-    doubts = tuple(_differing_data(runs))
+    doubts = tuple(
+        f"{name}: the runs were asked different data; their tasks may differ"
+        for name in differing_data(items[0] for items in runs.values() if items)
+    )
     return report.model_copy(update={"incomplete": doubts + report.incomplete})
 
 
@@ -58,14 +59,6 @@ def page_of(report: Report, runs: Mapping[str, Items]) -> str:
     return render_html(report, texts)
 
 
-def _expected(items: Items) -> dict[str, int]:
-    return {
-        name: benchmark_of(name).tasks or data.tasks
-        for item in items
-        for name, data in item.data.items()
-    }
-
-
 def _made_with(items: Items) -> dict[str, JsonValue]:
     """Configuration, model and data of a run, the same in all of its items."""
     if not items:
@@ -80,13 +73,3 @@ def _made_with(items: Items) -> dict[str, JsonValue]:
         "config": first.config.model_dump(mode="json"),
         "data": {name: data.model_dump() for name, data in first.data.items()},
     }
-
-
-def _differing_data(runs: Mapping[str, Items]) -> Iterator[str]:
-    hashes: dict[str, Counter[str]] = {}
-    for items in runs.values():
-        for name, data in items[0].data.items() if items else ():
-            hashes.setdefault(name, Counter())[data.sha256] += 1
-    for name, found in hashes.items():
-        if len(found) > 1:
-            yield f"{name}: the runs were asked different data; their tasks may differ"

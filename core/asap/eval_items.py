@@ -4,16 +4,17 @@ and graded. Frozen, JSON both ways.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from asap.eval_config import EvalConfig, Extraction
+from asap.eval_config import EvalConfig, Extraction, benchmark_of
 from asap.grades import Grade
 from asap.problems import Problem, ProblemRef, Sample
 from asap.types import Frozen
 
-__all__ = ["EvalData", "EvalItem", "GradedSample"]
+__all__ = ["EvalData", "EvalItem", "GradedSample", "differing_data", "tasks_expected"]
 
 
 class GradedSample(Frozen):
@@ -91,3 +92,21 @@ class EvalItem(Frozen):
         """A copy with these fields, checked."""
         own = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**own, **fields})
+
+
+def tasks_expected(items: Iterable[EvalItem]) -> dict[str, int]:
+    """Tasks of each benchmark: of a known one all that it has, else what the run was asked."""
+    return {
+        name: benchmark_of(name).tasks or data.tasks
+        for item in items
+        for name, data in item.data.items()
+    }
+
+
+def differing_data(runs: Iterable[EvalItem]) -> tuple[str, ...]:
+    """Benchmarks that not all of these runs were asked from the same files; one item of each."""
+    hashes: dict[str, set[str]] = {}
+    for item in runs:
+        for name, data in item.data.items():
+            hashes.setdefault(name, set()).add(data.sha256)
+    return tuple(name for name, found in hashes.items() if len(found) > 1)

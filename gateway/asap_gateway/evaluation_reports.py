@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from pydantic import JsonValue
 
 from asap.errors import AsapError, Conflict, InvalidInput, NotFound, Overloaded
-from asap.eval_config import benchmark_of
-from asap.eval_items import EvalItem
+from asap.eval_items import EvalItem, differing_data, tasks_expected
 from asap.metrics import MetricsRow, Result, results_of
 from asap.report import Report, build_report
 from asap_gateway.evaluation_schemas import EvaluationBody, FigureBody
@@ -145,10 +144,13 @@ class EvaluationReports:
         report = build_report(
             results,
             candidate=next(iter(results)) if len(views) > 1 else None,
-            expected=_expected(asked.values()),
+            expected=tasks_expected(asked.values()),
             provenance=provenance,
         )
-        doubts = tuple(_differing_data(list(asked.values())))
+        doubts = tuple(
+            f"{name}: the jobs were asked different data; their tasks may differ"
+            for name in differing_data(asked.values())
+        )
         return report.model_copy(update={"incomplete": doubts + report.incomplete})
 
     def _results(self, tenant: str, job_id: str) -> Iterator[Result]:
@@ -192,21 +194,6 @@ class EvaluationReports:
 
 def _has_ended(view: JobView) -> bool:
     return view.phase in ENDED and view.facts.finished_at is not None
-
-
-def _expected(items: Iterable[EvalItem]) -> Mapping[str, int]:
-    return {
-        name: benchmark_of(name).tasks or data.tasks
-        for item in items
-        for name, data in item.data.items()
-    }
-
-
-def _differing_data(items: Sequence[EvalItem]) -> Iterator[str]:
-    names = dict.fromkeys(name for item in items for name in item.data)
-    for name in names:
-        if len({item.data[name].sha256 for item in items if name in item.data}) > 1:
-            yield f"{name}: the jobs were asked different data; their tasks may differ"
 
 
 def _provenance(view: JobView, first: EvalItem | None) -> dict[str, JsonValue]:

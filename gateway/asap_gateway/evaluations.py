@@ -8,15 +8,15 @@ from asap.errors import AsapError, InvalidInput, NotFound
 from asap.estimate import RoughCounter
 from asap.eval_config import EvalConfig
 from asap.ports import TokenCounter
+from asap_gateway.background_jobs import create_in_background
 from asap_gateway.evaluation_schemas import EvaluateEstimateBody
-from asap_gateway.schemas import PRIORITIES, EvaluateRequest
+from asap_gateway.schemas import EvaluateRequest
 from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.database import Database
 from asap_runtime.evaluations import load_questions
 from asap_runtime.ingest import Ingester
 from asap_runtime.intake import JobIntake, StoredEvaluation
 from asap_runtime.models import ModelRegistry, parse_reference
-from asap_runtime.telemetry import span, trace_parent
 from asap_runtime.webhooks import WebhookSettings, check_url
 
 __all__ = ["EvaluationSubmissions"]
@@ -49,20 +49,7 @@ class EvaluationSubmissions:
     def submit(self, tenant: str, request: EvaluateRequest, key: str | None) -> str:
         """The id of a new job. Raises InvalidInput."""
         source = self._source(tenant, request)
-        with span("submit"):
-            job_id = self._intake.create_job(
-                tenant,
-                "evaluate",
-                request.config.model_dump(mode="json"),
-                PRIORITIES[request.priority],
-                expires_in_s=request.deadline_s,
-                idempotency_key=key,
-                trace=trace_parent(),
-                webhook=request.webhook,
-                source=source,
-            )
-        self._ingester.wake()
-        return job_id
+        return create_in_background(self._intake, self._ingester, tenant, request, source, key)
 
     def estimate(self, tenant: str, request: EvaluateRequest) -> EvaluateEstimateBody:
         """What would be asked; nothing is kept."""

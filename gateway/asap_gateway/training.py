@@ -10,7 +10,8 @@ from typing import Any
 from asap.errors import InvalidInput, NotFound
 from asap.estimate import RoughCounter
 from asap.ports import TokenCounter
-from asap_gateway.schemas import PRIORITIES, TrainEstimateBody, TrainRequest
+from asap_gateway.background_jobs import create_in_background
+from asap_gateway.schemas import TrainEstimateBody, TrainRequest
 from asap_gateway.settings import GatewayLimits
 from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
@@ -21,7 +22,6 @@ from asap_runtime.intake import JobIntake, StoredRun
 from asap_runtime.ledger import JobLedger
 from asap_runtime.models import ModelRegistry, parse_reference
 from asap_runtime.rebudgeting import ended_job
-from asap_runtime.telemetry import span, trace_parent
 from asap_runtime.webhooks import WebhookSettings, check_url
 
 __all__ = ["TrainSubmissions"]
@@ -57,20 +57,7 @@ class TrainSubmissions:
         named still runs.
         """
         source = self._source(tenant, request)
-        with span("submit"):
-            job_id = self._intake.create_job(
-                tenant,
-                "train",
-                request.config.model_dump(mode="json"),
-                PRIORITIES[request.priority],
-                expires_in_s=request.deadline_s,
-                idempotency_key=key,
-                trace=trace_parent(),
-                webhook=request.webhook,
-                source=source,
-            )
-        self._ingester.wake()
-        return job_id
+        return create_in_background(self._intake, self._ingester, tenant, request, source, key)
 
     def estimate(self, tenant: str, request: TrainRequest) -> TrainEstimateBody:
         """What would be trained on; nothing is kept."""

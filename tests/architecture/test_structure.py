@@ -39,6 +39,7 @@ THROUGH = {
     "report_markdown": "test_report", "paper_tables": "test_tables",
     "benchmark_forms": "test_benchmarks", "exchange": "test_proxy",
     "evaluation_schemas": "test_schemas", "logs": "test_telemetry",
+    "background_jobs": "test_training",
     "completions": "test_evaluate", "eval_commands": "test_evaluate",
     "eval_compare": "test_evaluate", "eval_folder": "test_evaluate",
     "eval_reports": "test_evaluate", "eval_steps": "test_evaluate",
