@@ -160,7 +160,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     model = build_model(options.shape, device, getattr(torch, options.dtype))
     lengths = [counter.count(f"{q}\n<think>\n{join_steps(steps)}") for q, steps in todo]
-    cost = PassCost.of(model.base_model, model.get_output_embeddings())
+    cost = PassCost.of(model.base_model, model.get_output_embeddings(), whole=False)
     needed = sum(
         cost.operations(whole=n, reused=0, positions=len(steps))
         for n, (_, steps) in zip(lengths, todo, strict=True)

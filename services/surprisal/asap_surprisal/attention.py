@@ -3,7 +3,7 @@
 Registered with transformers under a name of its own, so that its model code runs unchanged; it gets
 the layout of the pack as the keyword `packing`. No mask is ever as large as the pack: on a GPU the
 variable-length kernel takes the boundaries, elsewhere each row is one call. A row may continue a
-sequence whose keys and values are known.
+sequence whose keys and values are known. `packing` may be a `LastLayer` instead.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-__all__ = ["PACKED", "KeyValues", "PackedRow", "Packing", "packed_attention"]
+__all__ = [
+    "PACKED", "Attended", "KeyValues", "LastLayer", "PackedRow", "Packing", "packed_attention",
+    "to_device",
+]  # fmt: skip
 
 PACKED = "asap_packed"
 """What transformers knows the attention by."""
 
-_QUERIES = 512  # behind known keys they share one mask: 512 x 16,384 booleans are 8 MB
+_QUERIES = 512  # so many share one mask: 512 x 16,384 booleans are 8 MB
 _OTHER_KINDS = ("softcap", "s_aux", "position_bias")
 
 
@@ -45,6 +48,8 @@ class PackedRow:
     known: KeyValues | None = None
     grown: KeyValues | None = None
     """Where keys and values of the whole row are put, if anywhere."""
+    needed: Sequence[int] = ()
+    """Its new tokens, counted from 0 and increasing, whose last hidden state is read."""
 
 
 class Packing:
@@ -61,10 +66,15 @@ class Packing:
         self.whole = [row.reused + row.tokens for row in rows]
         """Tokens that the last one of each row sees."""
         self.plain = all(row.known is None and row.grown is None for row in rows)
-        self.query_ends, self.key_ends = (
-            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-            for lengths in (self.sizes, self.whole)
+        starts = [0, *accumulate(self.sizes)]
+        self.query_ends, self.key_ends, self.needed = to_device(
+            starts,
+            [0, *accumulate(self.whole)],
+            [start + at for start, row in zip(starts, rows, strict=False) for at in row.needed],
+            dtype=torch.int32,
+            device=device,
         )
+        """Ends of the rows, 0 in front, and the places in the pack whose last state is read."""
         for row in rows:
             if row.grown is not None:
                 row.grown.layers.clear()  # of a pass that ran out of memory half-way
@@ -91,6 +101,29 @@ class Packing:
         return parts
 
 
+def to_device(*lists: list[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Each list as a tensor, by one copy that the host does not wait for."""
+    flat = [number for numbers in lists for number in numbers]
+    both = torch.tensor(flat, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.split(both.to(device, non_blocking=True), [len(numbers) for numbers in lists])
+
+
+class Attended(Exception):
+    """Ends a call of the last layer whose attention is known."""
+
+
+@dataclass(slots=True, eq=False)
+class LastLayer:
+    """The attention of a model's last layer, which is needed in few places.
+
+    The layer is called twice: over the whole pack, which `Attended` ends, and at the needed places.
+    """
+
+    packing: Packing
+    attention: Tensor | None = None
+    """(1, needed, heads, width); the first call finds it, the second one takes it."""
+
+
 def packed_attention(
     module: Any,
     query: Tensor,
@@ -98,7 +131,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packing: Packing,
+    packing: Packing | LastLayer,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **options: Any,
@@ -109,14 +142,51 @@ def packed_attention(
     """
     if any(options.get(name) is not None for name in _OTHER_KINDS):
         raise TypeError(f"packed attention has none of {', '.join(_OTHER_KINDS)}")
+    if isinstance(packing, Packing):
+        return _attend(module, query, key, value, packing, scaling, sliding_window), None
+    if packing.attention is None:
+        packing.attention = _attend(
+            module, query, key, value, packing.packing, scaling, sliding_window, in_few_places=True
+        )
+        raise Attended
+    return packing.attention, None
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scaling: float | None,
+    sliding_window: int | None,
+    *,
+    in_few_places: bool = False,
+) -> Tensor:
+    """(1, heads, tokens, width) to (1, tokens, heads, width), or to (1, needed, heads, width)."""
     if query.is_cuda and query.dtype != torch.float32:
-        return _by_kernel(module, query, key, value, packing, scaling, sliding_window), None
-    parts = packing.split(key, value, module.layer_idx)
-    rows = [
-        _one_row(row, keys, values, scaling, sliding_window).transpose(1, 2)
-        for row, (keys, values) in zip(torch.split(query, packing.sizes, 2), parts, strict=True)
-    ]
-    return torch.cat(rows, dim=1), None
+        found = _by_kernel(module, query, key, value, packing, scaling, sliding_window)
+        return found[:, packing.needed] if in_few_places else found
+    outputs = []
+    for row, new, (keys, values) in zip(
+        packing.rows,
+        torch.split(query, packing.sizes, 2),
+        packing.split(key, value, module.layer_idx),
+        strict=True,
+    ):
+        if in_few_places:
+            new = new[:, :, list(row.needed)]
+        whole = keys.shape[2]
+        if new.shape[2] == whole and (sliding_window is None or whole <= sliding_window):
+            found = scaled_dot_product_attention(
+                new, keys, values, is_causal=True, scale=scaling, enable_gqa=True
+            )
+        else:
+            at = row.needed if in_few_places else range(row.tokens)
+            places = [row.reused + place for place in at]
+            found = _by_masks(new, keys, values, places, scaling, sliding_window)
+        outputs.append(found.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
 
 
 def _by_kernel(
@@ -154,28 +224,29 @@ def _by_kernel(
     return out.unsqueeze(0)
 
 
-def _one_row(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None
+def _by_masks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Sequence[int],
+    scaling: float | None,
+    sliding_window: int | None,
 ) -> Tensor:
-    """Causal attention of the last tokens of one sequence to the whole of it."""
-    new, whole = query.shape[2], key.shape[2]
-    if new == whole and (sliding_window is None or whole <= sliding_window):
-        return scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
-    parts: list[Tensor] = []
-    for start in range(0, new, _QUERIES):
-        block = query[:, :, start : start + _QUERIES]
-        first = whole - new + start  # its place in the sequence
-        end = first + block.shape[2]
-        begin = 0 if sliding_window is None else max(0, first - sliding_window + 1)
-        mask = torch.ones(end - first, end - begin, dtype=torch.bool, device=query.device)
-        mask = mask.tril(first - begin)
+    """Causal attention of the tokens at increasing `places` of one sequence to what they see."""
+    parts: list[Tensor] = [query[:, :, :0]]
+    for start in range(0, len(places), _QUERIES):
+        block = places[start : start + _QUERIES]
+        end, begin = block[-1] + 1, 0
         if sliding_window is not None:
-            mask = mask.triu(first - begin - sliding_window + 1)
+            begin = max(0, block[0] - sliding_window + 1)
+        here = torch.tensor(block, device=query.device)[:, None]
+        there = torch.arange(begin, end, device=query.device)
+        mask = there <= here
+        if sliding_window is not None:
+            mask &= there > here - sliding_window
         parts.append(
             scaled_dot_product_attention(
-                block,
+                query[:, :, start : start + _QUERIES],
                 key[:, :, begin:end],
                 value[:, :, begin:end],
                 attn_mask=mask,

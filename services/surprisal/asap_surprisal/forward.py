@@ -16,9 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from asap_surprisal.attention import KeyValues, PackedRow, Packing
+from asap_surprisal.attention import KeyValues, PackedRow, Packing, to_device
 from asap_surprisal.memory import Budget
 from asap_surprisal.metering import PassCost
+from asap_surprisal.products import linear
 from asap_surprisal.sequence import Row
 
 __all__ = ["HEAD_ROWS", "CausalLM", "PassRow", "Pending", "float32_head", "launch"]
@@ -37,7 +38,8 @@ class CausalLM:
     """A language model in two parts, as the scorer uses it."""
 
     backbone: Callable[..., Any]
-    """`input_ids`, int64 (1, tokens), to `last_hidden_state` (1, tokens, width)."""
+    """`input_ids`, int64 (1, tokens), to `last_hidden_state` (1, tokens, width), for a pack
+    (1, needed, width)."""
     head: Callable[[Tensor], Tensor]
     """(positions, width) to logits (positions, vocabulary)."""
     device: torch.device
@@ -65,6 +67,12 @@ class PassRow:
     def tokens(self) -> int:
         """Tokens that the backbone sees."""
         return len(self.row.ids) - self.reused
+
+    @property
+    def packed(self) -> PackedRow:
+        """What attention knows of it."""
+        needed = [position - self.reused for position in self.row.positions]
+        return PackedRow(self.tokens, self.reused, self.known, self.grown, needed)
 
 
 class Pending:
@@ -107,7 +115,7 @@ def float32_head(layer: Any) -> Callable[[Tensor], Tensor]:
 
     def logits(states: Tensor) -> Tensor:
         states = states.float()
-        parts = [states @ part.float().T for part in torch.split(layer.weight, _HEAD_COLUMNS)]
+        parts = [linear(states, part.float()) for part in torch.split(layer.weight, _HEAD_COLUMNS)]
         wide = torch.cat(parts, dim=1)
         return wide if layer.bias is None else wide + layer.bias.float()
 
@@ -137,24 +145,24 @@ def launch(model: CausalLM, rows: Sequence[PassRow]) -> Pending:
     begin: Any = time.perf_counter()
     if model.device.type == "cuda":
         begin = _mark()
-    starts = list(accumulate((row.tokens for row in rows), initial=0))
-    ids, places, at, targets = _to_device(
+    ids, places, targets = to_device(
         [token for row in rows for token in row.row.ids[row.reused :]],
         [place for row in rows for place in range(row.reused, len(row.row.ids))],
-        [
-            start + position - row.reused
-            for start, row in zip(starts, rows, strict=False)
-            for position in row.row.positions
-        ],
         [target for row in rows for target in row.row.targets],
+        dtype=torch.int64,
         device=model.device,
     )
     options: dict[str, Any] = {}
     if model.packs:
-        packed = [PackedRow(row.tokens, row.reused, row.known, row.grown) for row in rows]
-        options = {"position_ids": places[None], "packing": Packing(packed, model.device)}
-    output = model.backbone(input_ids=ids[None], use_cache=False, **options)
-    hidden = output.last_hidden_state[0].index_select(0, at)
+        options = {
+            "position_ids": places[None],
+            "packing": Packing([row.packed for row in rows], model.device),
+        }
+    hidden = model.backbone(input_ids=ids[None], use_cache=False, **options).last_hidden_state[0]
+    if not model.packs:
+        hidden = hidden[rows[0].row.positions]
+    elif not len(targets):
+        hidden = hidden[:0]  # a pass for its keys and values only, at all places
     blocks = [
         torch.stack(surprisal_and_entropy(model.head(states), block), dim=1)
         for states, block in zip(
@@ -162,13 +170,6 @@ def launch(model: CausalLM, rows: Sequence[PassRow]) -> Pending:
         )
     ]
     return Pending(torch.cat(blocks), [len(row.row.positions) for row in rows], begin)
-
-
-def _to_device(*lists: list[int], device: torch.device) -> tuple[Tensor, ...]:
-    """Each list as int64, by one copy that the host does not wait for."""
-    flat = [number for numbers in lists for number in numbers]
-    both = torch.tensor(flat, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    return torch.split(both, [len(numbers) for numbers in lists])
 
 
 def _mark() -> Any:

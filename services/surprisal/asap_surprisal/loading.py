@@ -14,8 +14,10 @@ from asap.errors import CapacityError, Misconfigured
 from asap_runtime.model_files import locate_model
 from asap_surprisal.attention import PACKED, PackedRow, Packing
 from asap_surprisal.forward import CausalLM, float32_head
+from asap_surprisal.last_layer import only_needed_places
 from asap_surprisal.memory import free_bytes, plan_budget
 from asap_surprisal.metering import PassCost
+from asap_surprisal.products import use_onednn
 from asap_surprisal.quantize import to_fp8
 
 __all__ = ["Device", "Dtype", "causal_lm", "gpu_available", "load_model"]
@@ -25,6 +27,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
 
 _PROBE_TOKENS = 8
 _PROBE_ROWS = [5, 8]
+_PROBE_NEEDED = (1, 4)  # of each of them
 _PROBE_ERROR = 0.05  # relative; deep models in bfloat16 differ by a few per cent between kernels
 _PACKABLE = {"full_attention", "sliding_attention"}
 
@@ -76,14 +79,16 @@ def causal_lm(loaded: Any) -> CausalLM:
     with attention of its own kind (soft caps, sinks, chunks, recurrent layers) runs row by row.
     """
     head, config = loaded.get_output_embeddings(), loaded.config.get_text_config()
+    use_onednn(loaded)
+    packs = _pack(loaded)
     return CausalLM(
         backbone=loaded.base_model,
         head=float32_head(head),
         device=loaded.device,
         dtype=loaded.dtype,
         max_positions=getattr(config, "max_position_embeddings", None),
-        packs=_pack(loaded),
-        cost=PassCost.of(loaded.base_model, head),
+        packs=packs,
+        cost=PassCost.of(loaded.base_model, head, whole=not packs),
         budget=plan_budget(
             config, head.weight.itemsize, loaded.device.type, free_bytes(loaded.device)
         ),
@@ -115,22 +120,27 @@ def _pack(loaded: Any) -> bool:
     backbone, own = loaded.base_model, loaded.config._attn_implementation
     ids = torch.arange(sum(_PROBE_ROWS), device=loaded.device)
     places = torch.cat([torch.arange(size, device=loaded.device) for size in _PROBE_ROWS])
-    packing = Packing([PackedRow(size) for size in _PROBE_ROWS], loaded.device)
+    rows = [PackedRow(size, needed=_PROBE_NEEDED) for size in _PROBE_ROWS]
+    packing = Packing(rows, loaded.device)
     apart = [
         backbone(input_ids=part[None], use_cache=False).last_hidden_state
         for part in torch.split(ids, _PROBE_ROWS)
     ]
+    last = None
     try:
         loaded.set_attn_implementation(PACKED)
+        last = only_needed_places(backbone.layers[-1])
         packed = backbone(
             input_ids=ids[None], position_ids=places[None], packing=packing, use_cache=False
         ).last_hidden_state
-        expected = torch.cat(apart, dim=1).float()
+        expected = torch.cat(apart, dim=1)[:, packing.needed].float()
         if (packed.float() - expected).norm() <= _PROBE_ERROR * expected.norm():
             return True
     except Exception:  # model code of any kind: what it cannot do, it says in its own way
         pass
     loaded.set_attn_implementation(own)
+    if last is not None:
+        last.remove()
     return False
 
 

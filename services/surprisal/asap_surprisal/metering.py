@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from asap_surprisal.products import linear
+
 __all__ = ["Meter", "PassCost", "ScorerTotals", "peak_rate"]
 
 _PRODUCT = {"cpu": 2048, "cuda": 8192}
@@ -20,23 +22,32 @@ class PassCost:
     """Floating-point operations of a model: 2 for each weight that a token or position meets."""
 
     token_weights: int = 0
-    """Weights of the backbone's matrices."""
+    """Weights of the matrices that all tokens meet."""
     attention: int = 0
     """Layers x heads x width: one query and one key meet so often, twice."""
     position_weights: int = 0
-    """Weights of the output head."""
+    """Weights that scored positions alone meet: those of the output head, and of the last layer
+    where it runs at needed places."""
 
     @classmethod
-    def of(cls, backbone: Any, head: Any) -> PassCost:
-        """The cost of a transformers model with plain attention."""
+    def of(cls, backbone: Any, head: Any, *, whole: bool) -> PassCost:
+        """The cost of a transformers model with plain attention.
+
+        Args:
+            backbone: the model without its output layer.
+            head: that layer.
+            whole: whether the last layer runs at all tokens. Where it runs at the needed ones, its
+                attention and what gives the others' keys and values are not counted.
+        """
         config = backbone.config.get_text_config()
-        matrices = sum(p.numel() for n, p in backbone.named_parameters() if p.ndim == 2)
         width = getattr(config, "head_dim", None)
-        heads = config.num_attention_heads
+        heads, layers = config.num_attention_heads, config.num_hidden_layers
+        in_few_places = 0 if whole else _matrices(backbone.layers[-1])
+        embedding = backbone.get_input_embeddings().weight.numel()
         return cls(
-            token_weights=matrices - backbone.get_input_embeddings().weight.numel(),
-            attention=config.num_hidden_layers * heads * (width or config.hidden_size // heads),
-            position_weights=head.weight.numel(),
+            token_weights=_matrices(backbone) - embedding - in_few_places,
+            attention=(layers - (not whole)) * heads * (width or config.hidden_size // heads),
+            position_weights=head.weight.numel() + in_few_places,
         )
 
     def operations(self, *, whole: int, reused: int, positions: int) -> int:
@@ -81,6 +92,10 @@ class Meter:
             self._totals = replace(before, **sums)
 
 
+def _matrices(part: Any) -> int:
+    return sum(weights.numel() for weights in part.parameters() if weights.ndim == 2)
+
+
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of one large matrix product, measured now; under a second.
 
@@ -91,7 +106,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(5):
         _wait(device)
         started = time.perf_counter()
-        square @ square
+        linear(square, square)
         _wait(device)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best

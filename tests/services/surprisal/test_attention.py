@@ -80,8 +80,7 @@ def test_packed_equals_a_padded_batch(directory):
     for at, (row, plan, packed) in enumerate(zip(rows, plans, scored, strict=True)):
         found = [-log_p[at, p, t].item() for p, t in zip(row.positions, row.targets, strict=True)]
         first = [found[row.tokens.index(step[0])] for step in plan.steps]
-        # two paths differ by a unit in the last place of the logits, which reach 30
-        assert packed.scores["first_token_surprisal"] == pytest.approx(first, abs=1e-5, rel=2e-6)
+        assert packed.scores["first_token_surprisal"] == pytest.approx(first, abs=1e-5)
 
 
 def test_bfloat16_pack_equals_alone(directory):

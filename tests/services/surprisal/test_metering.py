@@ -14,13 +14,24 @@ from scoring import FIRST, QUESTION, STEPS, load, request_of
 
 def test_operations_are_those_that_torch_counts(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, attn_implementation="eager")
-    cost = PassCost.of(model.base_model, model.get_output_embeddings())
+    cost = PassCost.of(model.base_model, model.get_output_embeddings(), whole=True)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.ones(1, 500, dtype=torch.int64))
     ours = cost.operations(whole=500, reused=0, positions=500)
     # this attention computes all pairs of tokens, ours the half that is causal
     full = ours + 4 * cost.attention * (500 * 500 - 500 * 501 // 2)
     assert counter.get_total_flops() == pytest.approx(full, rel=0.001)
+
+
+def test_the_last_layer_counts_at_needed_positions(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    parts = model.base_model, model.get_output_embeddings()
+    whole, few = PassCost.of(*parts, whole=True), PassCost.of(*parts, whole=False)
+    layers = model.base_model.layers
+    weights = sum(part.numel() for part in layers[-1].parameters() if part.ndim == 2)
+    assert few.position_weights - whole.position_weights == weights > 0
+    assert whole.token_weights - few.token_weights == weights
+    assert few.attention * len(layers) == whole.attention * (len(layers) - 1)
 
 
 def test_reused_tokens_cost_nothing_but_attention_to_them():
