@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from asap.config import PruneConfig
 from asap.types import Record, Triple
 from asap_anchor.stage import AnchorStage
@@ -14,6 +12,7 @@ from asap_runtime.queue import BATCH, MemoryQueue
 from asap_runtime.stage import RunnerLimits
 from asap_runtime.values import NewItem
 from openai_server import Reply
+from waiting import until
 
 COT = "first we read the list\n\nthen we sort it\n\nthen we print the list"
 
@@ -42,10 +41,7 @@ async def run(settings, questions, stage=None, **config):
         payloads = [record.model_dump_json().encode() for record in records]
         intake.add_items(job, (NewItem(n, "anchor", p) for n, p in enumerate(payloads, 1)))
         intake.mark_ingested(job)
-        for _ in range(1500):
-            if ledger.job("t", job).phase == "done":
-                break
-            await asyncio.sleep(0.02)
+        await until(lambda: ledger.job("t", job).phase == "done")
     view = ledger.job("t", job)
     assert view.phase == "done"
     items, results = ledger.items("t", job), list(ledger.results("t", job))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
+
+from waiting import free_port
 
 PATIENCE_S = 240
 
@@ -20,9 +21,7 @@ class ServerProcess:
     """`asap serve` as a process of its own, and its API."""
 
     def __init__(self, home: Path, **settings: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.home, self.log = home, home / "server.log"
         self.url = f"http://127.0.0.1:{port}"
         environment = {
@@ -52,7 +51,7 @@ class ServerProcess:
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
+        self._process.wait(PATIENCE_S)
         self.http.close()
         for pid in self.home.glob("trainer/*/pid"):
             with contextlib.suppress(ProcessLookupError):

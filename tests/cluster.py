@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,13 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from waiting import PATIENCE_S, free_port
+
 EXAMPLES = Path(__file__).parents[1] / "examples" / "triples.jsonl"
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Cluster:
@@ -27,7 +22,7 @@ class Cluster:
 
     def __init__(self, folder, database, broker, llm, *, gateways=1):
         self.folder = folder
-        self.ports = [_free_port() for _ in range(gateways)]
+        self.ports = [free_port() for _ in range(gateways)]
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.url = self.urls[0]
         self._environment = {
@@ -71,7 +66,7 @@ class Cluster:
                 self.wait_ready()  # it brings the schema; the others would do so, too
 
     def wait_ready(self, url=None):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 2 * PATIENCE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{url or self.url}/readyz").status_code == 200:
@@ -82,15 +77,15 @@ class Cluster:
     def signal(self, name, number):
         process = self.processes[name]
         process.send_signal(number)
-        return process.wait(20)
+        return process.wait(PATIENCE_S)
 
     def stop(self):
         for process in self.processes.values():
             process.kill()
             process.wait()
 
-    def finished(self, job, seconds=150):
-        deadline = time.monotonic() + seconds
+    def finished(self, job, seconds=220):
+        deadline, state = time.monotonic() + seconds, None
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 state = httpx.get(f"{self.url}/jobs/{job}").json()
@@ -114,7 +109,7 @@ def submit(cluster, count):
         for i, row in ((i, short[i % len(short)]) for i in range(count))
     ]
     body = {"triples": triples, "config": {"protocol": "select", "max_tokens": 40}}
-    answer = httpx.post(f"{cluster.url}/jobs", json=body, timeout=30)
+    answer = httpx.post(f"{cluster.url}/jobs", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 202, answer.text
     return answer.json()["id"]
 

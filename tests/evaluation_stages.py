@@ -11,6 +11,7 @@ from asap.eval_items import GradedSample
 from asap.grades import Grade
 from asap.problems import Sample
 from asap_runtime.stage import Done, Wait
+from waiting import PATIENCE_S
 
 EVALUATE = {"kind": "evaluate", "model": "slow", "config": {"budgets": [64, 128]}}
 EARLY = {"HumanEval/0", "HumanEval/1"}
@@ -116,7 +117,7 @@ class ScriptedGrader:
 
 async def until(client, job, *phases):
     """The job in one of the phases; when it is an ended evaluation, with its figures."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = (await client.get(f"/jobs/{job}")).json()
             told, final = state["evaluation"], state["phase"] in ("done", "cancelled")
@@ -126,7 +127,7 @@ async def until(client, job, *phases):
 
 
 async def until_done(client, job, questions):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = (await client.get(f"/jobs/{job}")).json()
             if (state["evaluation"] or {}).get("done") == questions:

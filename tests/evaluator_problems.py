@@ -6,6 +6,8 @@ from asap.problems import CallCase, Problem, StdinCase
 from asap_evaluator.isolation import Limits
 
 SHORT = Limits(cpu_s=1, wall_s=3.0)
+PATIENT = Limits(cpu_s=1, wall_s=60.0)
+"""For programs that end by themselves or by what they take: a busy machine lets them wait."""
 TEST = """
 def check(candidate):
     assert candidate(1, 2) == 3, "MARKER-EXPECTED"

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-START_S = 10.0
+from waiting import PATIENCE_S, stop_serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ class FakeVllm:
             target=lambda: asyncio.run(self._serve(listening)), name="fake-vllm", daemon=True
         )
         self._thread.start()
-        if not listening.wait(START_S):
+        if not listening.wait(PATIENCE_S):
             raise RuntimeError("the fake model server does not listen")
         return self
 
@@ -140,7 +140,7 @@ class FakeVllm:
         trace: TracebackType | None,
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(START_S)
+        self._thread.join(PATIENCE_S)
 
     def asked(self, path: str) -> list[dict[str, Any]]:
         """The bodies of the requests for the path."""
@@ -164,7 +164,7 @@ class FakeVllm:
             listening.set()
             await self._stop.wait()
         finally:
-            await runner.cleanup()
+            await stop_serving(runner)
 
     async def _health(self, http: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)

@@ -25,8 +25,7 @@ from asap_runtime.keys import KeyRing
 from asap_runtime.logs import configure_logs
 from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
-
-START_S = 30.0
+from waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def live_gateway(
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        until = time.monotonic() + START_S
+        until = time.monotonic() + PATIENCE_S
         while not server.started:
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError("the gateway does not start")
@@ -72,5 +71,5 @@ def live_gateway(
             yield LiveGateway(url, live, keys, endpoints)
         finally:
             server.should_exit = True
-            thread.join(START_S)
+            thread.join(PATIENCE_S)
             database.close()

@@ -29,8 +29,7 @@ from asap_runtime.pepper import load_pepper
 from asap_runtime.queue import MemoryQueue
 from asap_runtime.stage import Done, Stage
 from asap_surprisal.stage import SurprisalStage
-
-START_S = 30.0
+from waiting import PATIENCE_S
 
 
 class SteeredAnchor(AnchorStage):
@@ -83,7 +82,7 @@ def live_server(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        until = time.monotonic() + START_S
+        until = time.monotonic() + PATIENCE_S
         while not server.started:
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError("the embedded server does not start")
@@ -93,5 +92,5 @@ def live_server(
         finally:
             anchor.open.set()
             server.should_exit = True
-            thread.join(START_S)
+            thread.join(PATIENCE_S)
             database.close()

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-_START_S = 10.0
+from waiting import PATIENCE_S, stop_serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +131,8 @@ class OpenAIServer:
             target=lambda: asyncio.run(self._serve(listening)), name="openai-server", daemon=True
         )
         self._thread.start()
-        if not listening.wait(_START_S):
-            raise RuntimeError(f"the scripted server does not listen after {_START_S:.0f} s")
+        if not listening.wait(PATIENCE_S):
+            raise RuntimeError(f"the scripted server does not listen after {PATIENCE_S:.0f} s")
         return self
 
     def __exit__(
@@ -142,7 +142,7 @@ class OpenAIServer:
         trace: TracebackType | None,
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(_START_S)
+        self._thread.join(PATIENCE_S)
         if self._failure is not None:
             raise self._failure
 
@@ -157,7 +157,7 @@ class OpenAIServer:
     ) -> None:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
-    def wait_for_requests(self, count: int, timeout_s: float = 10.0) -> None:
+    def wait_for_requests(self, count: int, timeout_s: float = PATIENCE_S) -> None:
         """Block until `count` requests have arrived, answered or not."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self.requests) >= count, timeout_s):
@@ -179,7 +179,7 @@ class OpenAIServer:
             listening.set()
             await self._stop.wait()
         finally:
-            await runner.cleanup()
+            await stop_serving(runner)
 
     def _route(self, app: web.Application) -> None:
         app.router.add_post("/v1/chat/completions", self._answer)

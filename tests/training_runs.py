@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +77,27 @@ class Run:
     def carry_out(self, *options: str, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end; what it printed is shown when a test fails."""
         process = self.start(*options, **how)
-        out, errors = process.communicate(timeout=110)
+        out, errors = process.communicate(timeout=300)
         sys.stderr.write(errors[-4000:])
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
-    def wait_for(self, process: Any, name: str) -> None:
-        """Until a file of the run is there."""
-        while not (self.folder / name).exists():
-            assert process.poll() is None, process.communicate()[1][-4000:]
-            time.sleep(0.01)
+
+def signals_itself(name: str, number: int, *, stored: bool) -> list[str]:
+    """The training command that gets a signal when a file of its run is, or would be, stored."""
+    code = f"""
+import os, sys
+from asap_runtime.run_files import RunFiles
+write = RunFiles.write
+def writes(self, name, data):
+    if {stored} or name != {name!r}:
+        write(self, name, data)
+    if name == {name!r}:
+        os.kill(os.getpid(), {int(number)})
+RunFiles.write = writes
+from asap_trainer.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+    return ["-c", code]
 
 
 def make_run(

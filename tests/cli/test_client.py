@@ -21,6 +21,7 @@ from asap.errors import (
     UpstreamUnavailable,
 )
 from asap_cli.client import JobsClient
+from waiting import PATIENCE_S
 
 JOB = {"id": "j", "phase": "done", "created_at": 1.0, "finished_at": 2.0, "total": 0, "counts": []}
 
@@ -59,9 +60,9 @@ def serve():
 
         thread = threading.Thread(target=lambda: asyncio.run(listen()), daemon=True)
         thread.start()
-        url = f"http://127.0.0.1:{ports.get(timeout=10)}/"
-        stops.append((thread, *loops.get(timeout=10)))
-        clients.append(JobsClient(httpx.Client(base_url=url, timeout=5), **options))
+        url = f"http://127.0.0.1:{ports.get(timeout=PATIENCE_S)}/"
+        stops.append((thread, *loops.get(timeout=PATIENCE_S)))
+        clients.append(JobsClient(httpx.Client(base_url=url, timeout=PATIENCE_S), **options))
         return clients[-1]
 
     yield start
@@ -69,7 +70,7 @@ def serve():
         client.__exit__()
     for thread, loop, stop in stops:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 def says(body=JOB, status=200, **headers):
@@ -230,7 +231,7 @@ def test_faults_of_the_server_are_errors_with_its_name(serve):
         return web.Response()
 
     async def stall(request):
-        await asyncio.sleep(3)
+        await asyncio.sleep(3600)
         return web.Response()
 
     async def garbled(request):

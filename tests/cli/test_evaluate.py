@@ -17,8 +17,9 @@ from asap.eval_items import EvalItem
 from asap_evaluator.sessions import ended, leader
 from fake_vllm import FakeVllm, Say, Status
 from vllm_program import program, starts
+from waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ANSWER = "so it is\n</think>\n```python\ndef f():\n    return 7\n```"
 
 
@@ -156,7 +157,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice_that_was_answered(asap, dat
                 return set()
             return {item.problems[0].task_id for item in lines(out) if item.grades}
 
-        until = time.monotonic() + 60
+        until = time.monotonic() + 2 * PATIENCE_S
         while not graded():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
@@ -188,7 +189,7 @@ def test_ctrl_c_reports_what_is_done(data, model, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 2 * PATIENCE_S
         while not (out / "items.jsonl").exists() or '"grade":' not in (
             (out / "items.jsonl").read_text()
         ):
@@ -196,7 +197,7 @@ def test_ctrl_c_reports_what_is_done(data, model, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        said, errors = process.communicate(timeout=30)
+        said, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "goes on from here" in errors
     assert "scored" in said

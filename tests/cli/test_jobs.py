@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -20,6 +19,7 @@ from asap_runtime.logs import configure_logs
 from asap_runtime.settings import TelemetrySettings
 from fakes import rows
 from live_server import live_server
+from waiting import PATIENCE_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "triples.jsonl"
 
@@ -360,7 +360,7 @@ def test_ctrl_c_ends_the_watch_and_not_the_job(server, held):
     )
     assert "anchor 0/6" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert f"job {held} goes on" in err
     with JobsClient.open(server.url) as client:
@@ -371,12 +371,10 @@ def test_the_watch_sees_a_job_that_is_deleted_meanwhile(asap, server, held):
     with JobsClient.open(server.url) as client:
         late = threading.Timer(0.7, client.delete, [held])
         late.start()
-        started = time.monotonic()
         ran = asap("jobs", "watch", held)
         late.join()
     assert ran.code == 66
     assert "there is no job" in ran.err
-    assert time.monotonic() - started < 20
 
 
 def test_help_imports_no_client():

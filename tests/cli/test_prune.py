@@ -15,6 +15,7 @@ from asap.types import Record
 from asap_cli.journal import Journal
 from fakes import rows
 from openai_server import OpenAIServer, Reply, Status
+from waiting import PATIENCE_S
 
 DIRECT = "Step-by-Step Solution: first this, then that."
 
@@ -220,7 +221,7 @@ def test_a_killed_run_goes_on_without_repeating_a_call(samples, llm, tmp_path):
     options = [*map(str, options), "--llm-concurrency", "4"]
     journal = Journal.path_for(out)
     started = subprocess.Popen([*command, str(out), *options], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (journal.exists() and journal.stat().st_size > 20_000):
         assert time.monotonic() < deadline
         assert started.poll() is None
@@ -255,12 +256,12 @@ def test_an_interrupted_run_leaves_a_valid_file(samples, llm, tmp_path, number):
     command = [sys.executable, "-m", "asap_cli.main", "prune", str(samples), "-o", str(out)]
     running = subprocess.Popen([*command, *map(str, options)], stderr=subprocess.PIPE, text=True)
     journal = Journal.path_for(out)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (journal.exists() and journal.stat().st_size > 20_000):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(running.pid, number)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130, err
     written = [Record.model_validate(row) for row in rows(out)]
     assert 0 < len(written) < 240

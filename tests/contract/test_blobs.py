@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from asap.errors import AsapError, InvalidInput, Misconfigured, NotFound, StorageFull
 from asap_runtime.blobs import BlobStore, open_blobs
 from asap_runtime.settings import RuntimeSettings
+from waiting import free_port
 
 MIB = 2**20
 KEYS = {"access_key": "key", "secret_key": "secret", "region": "eu-central-1"}
@@ -23,9 +23,7 @@ KEYS = {"access_key": "key", "secret_key": "secret", "region": "eu-central-1"}
 
 @pytest.fixture(scope="session")
 def s3_server():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = ThreadedMotoServer("127.0.0.1", port)
     server.start()
     yield f"http://127.0.0.1:{port}"

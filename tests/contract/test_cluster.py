@@ -13,7 +13,7 @@ from cluster import Cluster, results, submit
 from engines import redis_server
 from openai_server import OpenAIServer, Reply, Status
 
-pytestmark = [pytest.mark.contract, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +26,18 @@ def redis():
 
 @pytest.fixture
 def cluster(tmp_path, postgres_server, redis):
-    rng = random.Random(0)
+    rng, refused = random.Random(0), []
 
     def answer(prompt, body):
         if rng.random() < 0.1:
+            refused.append(prompt)
             return Status(429, retry_after="0")
         return Reply('{"keep": [1, 2, 3]}' if "numbered steps" in prompt else "The direct CoT.")
 
     url = postgres_server.create_database()
     with OpenAIServer(answer) as llm:
         cluster = Cluster(tmp_path, url, redis.url, llm.base_url)
-        cluster.llm = llm
+        cluster.llm, cluster.refused = llm, refused
         try:
             cluster.start_all()
             yield cluster
@@ -75,6 +76,6 @@ def test_killed_workers_a_killed_gateway_and_an_emptied_broker_lose_nothing(clus
     assert [(c["status"], c["items"]) for c in state["counts"]] == [("succeeded", 120)]
     assert [record["id"] for record in results(cluster, job)] == [str(i) for i in range(120)]
     prompts = [(r.prompt, r.body["seed"]) for r in cluster.llm.requests]
-    repeated = len(prompts) - len(set(prompts))
+    repeated = len(prompts) - len(set(prompts)) - len(cluster.refused)
     # a reply that was in flight at a kill was never seen: two slots of eight died with their worker
-    assert repeated <= 60
+    assert repeated <= 32

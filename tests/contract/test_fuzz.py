@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
 
 from evaluation_stages import write_benchmarks
+from waiting import free_port, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def server(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ASAP_")}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -36,14 +34,18 @@ def server(tmp_path):
             stderr=log,
         )
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
+
+    def is_ready():
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                break
-        time.sleep(0.1)
-    yield url
-    process.kill()
-    process.wait()
+            return httpx.get(f"{url}/readyz").status_code == 200
+        return False
+
+    try:
+        asyncio.run(until(is_ready))
+        yield url
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_no_answer_leaves_the_contract(server, tmp_path):
@@ -60,7 +62,7 @@ def test_no_answer_leaves_the_contract(server, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert ran.returncode == 0, ran.stdout[-6000:]
     log = (tmp_path / "log").read_text()

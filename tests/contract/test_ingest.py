@@ -21,6 +21,7 @@ from asap_runtime.schemas import read_triples
 from asap_runtime.takings import Takings
 from asap_runtime.values import NewItem
 from job_store import PROBLEM, TENANT, take_all_in
+from waiting import PATIENCE_S
 
 TRIPLE = {"question": "q", "cot": "first\n\nsecond", "answer": "a"}
 PAUSE_S = 0.02
@@ -369,7 +370,7 @@ def test_running_it_takes_in_what_comes(platform, stored, ingester, announced):
     with ingester:
         jobs = [stored(lines(3))[0] for _ in range(3)]
         ingester.wake()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while len(announced) < 3 and time.monotonic() < deadline:
             time.sleep(PAUSE_S)
     assert set(announced) == set(jobs)

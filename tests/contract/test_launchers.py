@@ -162,9 +162,9 @@ async def test_a_stopped_run_ends_with_all_its_processes(place):
 
 
 async def test_a_run_that_takes_too_long_is_stopped_and_has_failed(place):
-    launcher = place.launcher(max_hours=1 / 3600)
+    launcher = place.launcher(max_hours=6 / 3600)
     launch = await launcher.launch(train_run(), 0)
+    [start] = await place.program.begun(1)
     status = await until(launcher, launch, "failed")
     assert status.reason == "deadline"
-    [start] = place.program.starts
     await dead(start["pid"], start["child"])

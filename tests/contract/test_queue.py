@@ -12,12 +12,12 @@ import pytest
 from asap.errors import Misconfigured
 from asap_runtime.brokers import open_queue
 from asap_runtime.queue import BACKGROUND, BATCH, LIVE, MemoryQueue, Message
+from waiting import PATIENCE_S, until
 
 pytestmark = [
     # Celery warns at each lost connection that the default of a setting we set will change.
     pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning"),
 ]
-QUICK_S = 0.5  # a publisher that talks to a lost broker blocks for seconds
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,12 @@ class Stage:
             self.running -= 1
 
 
-async def until(claim, within_s: float = 10.0) -> None:
-    ends = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < ends, "it did not come true in time"
-        await asyncio.sleep(0.01)
+def answers(queue) -> list[bool]:
+    """Of a hundred messages. A publisher that talked to a lost broker would need minutes."""
+    ends = time.monotonic() + PATIENCE_S
+    accepted = [queue.publish(Message("lost", (str(n),))) for n in range(100)]
+    assert time.monotonic() < ends, "it talks to the broker"
+    return accepted
 
 
 def publish_all(queue, stage: str, count: int, priority: int = BATCH) -> list[str]:
@@ -175,7 +176,7 @@ async def test_concurrency_is_reached_and_never_exceeded(queue):
     await until(lambda: stage.running == 5)
     await asyncio.sleep(0.2)
     assert stage.most_running == 5
-    assert queue.self_message_age_s() < 5
+    await until(lambda: queue.self_message_age_s() < 5)
     stage.go_on.set()
     await until(lambda: len(stage.ended) == 40)
 
@@ -224,12 +225,9 @@ async def test_a_free_slot_is_used_at_once(queue):
     queue.consume("prompt", handler, concurrency=1)
     queue.publish(Message("prompt", ("warm",)))
     await until(lambda: len(seen) == 1)
-    started = time.monotonic()
-    publish_all(queue, "prompt", 20)
+    publish_all(queue, "prompt", 100)
 
-    await until(lambda: len(seen) == 21)
-
-    assert time.monotonic() - started < 10  # waiting for the next poll takes 20 s
+    await until(lambda: len(seen) == 101)  # waiting for the next poll each time takes 100 s
 
 
 async def test_pending_counts_all_priorities(queue):
@@ -243,8 +241,7 @@ async def test_is_healthy_and_young_while_it_works(queue):
     queue.consume("young", Stage(), concurrency=1)
 
     await until(queue.healthy)
-
-    assert queue.self_message_age_s() < 5
+    await until(lambda: queue.self_message_age_s() < 5)
 
 
 async def test_a_stage_has_one_consumer(queue):
@@ -283,16 +280,15 @@ async def test_after_stop_claiming_an_idle_consumer_leaves_messages_alone(queue)
     assert stage.ended == ["first"]
 
 
-async def test_drain_cancels_and_ends_within_two_seconds(queue):
+async def test_drain_cancels_who_would_go_on(queue):
     stage = Stage(held=True)
     queue.consume("draining", stage, concurrency=4)
     publish_all(queue, "draining", 10)
     await until(lambda: stage.running == 4)
-    started = time.monotonic()
 
-    await queue.drain()
+    async with asyncio.timeout(PATIENCE_S):  # the handlers never end by themselves
+        await queue.drain()
 
-    assert time.monotonic() - started < 20  # the handlers sleep for an hour
     assert len(stage.cancelled) == 4
     assert len(stage.messages) == 4
 
@@ -310,9 +306,9 @@ async def test_drain_does_not_wait_for_a_stubborn_handler(queue):
 
     queue.consume("stubborn", stubborn, concurrency=1)
     publish_all(queue, "stubborn", 1)
-    await asyncio.wait_for(started.wait(), 10)
+    await asyncio.wait_for(started.wait(), PATIENCE_S)
     try:
-        async with asyncio.timeout(20):  # the handler never ends by itself
+        async with asyncio.timeout(PATIENCE_S):  # the handler never ends by itself
             await queue.drain()
     finally:
         released.set()
@@ -326,11 +322,9 @@ async def test_drain_without_consumers_and_twice_is_harmless(queue):
 async def test_refuses_at_once_when_closed(url):
     queue = open_queue(url)
     queue.close()
-    started = time.monotonic()
 
-    assert not queue.publish(Message("closed", ("1",)))
+    assert not any(answers(queue))
     assert not queue.healthy()
-    assert time.monotonic() - started < QUICK_S
 
 
 def _small(kind):
@@ -344,12 +338,8 @@ def _small(kind):
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_a_full_queue_refuses_at_once(kind):
     queue = _small(kind)
-    answers = []
-    for n in range(10):
-        started = time.monotonic()
-        answers.append(queue.publish(Message("full", (str(n),))))
-        assert time.monotonic() - started < QUICK_S
+    accepted = answers(queue)
 
-    assert sum(answers) <= 3
-    assert not answers[-1]
+    assert sum(accepted) <= 3
+    assert not accepted[-1]
     queue.close()

@@ -33,6 +33,7 @@ from asap_surprisal.settings import ScorerSettings
 from fakes import TableScorer
 from openai_server import OpenAIServer, Reply, Status
 from otlp_receiver import collector
+from waiting import until
 
 PLANT = "planted"
 COT = "planted one step.\n\nplanted two steps.\n\nplanted three steps."
@@ -181,15 +182,19 @@ async def test_no_plant_is_ever_shown(platform, capfd):
         shown.append(json.dumps(job))
         shown.append((await gateway.get(f"/jobs/{job['id']}/items")).text)
     metrics = [(await client.get("/metrics")).text for client in (gateway, worker)]
-    await asyncio.sleep(0.1)
-    logged = "".join(capfd.readouterr())
-    while not spans.named("stage surprisal"):  # noqa: ASYNC110 - sent every few seconds
-        await asyncio.sleep(0.1)
-    for event in ("item.crashed", "request.crashed", "library.logged", "item.left_stage"):
-        assert f'"event": "{event}"' in logged
+    logged = ""
+
+    def is_logged():
+        nonlocal logged
+        logged += "".join(capfd.readouterr())
+        events = ("item.crashed", "request.crashed", "library.logged", "item.left_stage")
+        return all(f'"event": "{event}"' in logged for event in events)
+
+    await until(is_logged)
+    names = {"stage anchor", "chat tiny", "stage surprisal", "score batch"}
+    await until(lambda: {s.name for s in spans.spans} >= names)  # sent every few seconds
     for name in ("asap_llm_requests_total", "asap_http_seconds_count", "asap_score_seconds_count"):
         assert name in metrics[0]
-    assert {s.name for s in spans.spans} >= {"stage anchor", "chat tiny", "score batch"}
     for text in (*shown, *metrics, logged):
         assert PLANT not in text.lower()
     assert not any(PLANT.encode() in body.lower() for body in spans.bodies)

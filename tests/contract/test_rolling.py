@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, takewhile
 
 import httpx
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from cluster import Cluster, results, submit
 from engines import redis_server
 from openai_server import OpenAIServer, Reply
+from waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.contract, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -63,7 +64,8 @@ class Client:
             "config": {"protocol": "select"},
         }
         headers = {"Idempotency-Key": f"{self.name}-{number}"}
-        for attempt in range(60):
+        ends = time.monotonic() + PATIENCE_S
+        for attempt in takewhile(lambda _: time.monotonic() < ends, count()):
             url = self.urls[(number + attempt) % len(self.urls)]
             try:
                 answer = httpx.post(f"{url}/prune", json=body, headers=headers, timeout=60)
@@ -83,7 +85,8 @@ class Client:
         self.refused.append((number, "never answered"))
 
     def _follow(self, location):
-        for attempt in range(300):
+        ends = time.monotonic() + 2 * PATIENCE_S
+        for attempt in takewhile(lambda _: time.monotonic() < ends, count()):
             try:
                 text = httpx.get(f"{self.urls[attempt % 2]}{location}/result", timeout=60).text
             except httpx.TransportError:

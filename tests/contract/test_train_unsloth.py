@@ -19,9 +19,9 @@ import torch
 from asap.sft import IGNORED, learning_rate
 from asap.train_config import TrainConfig
 from asap_trainer.encoding import prepare
-from training_runs import TINY, make_run, triples
+from training_runs import TINY, make_run, signals_itself, triples
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BOTH = ["plain", pytest.param("unsloth", marks=pytest.mark.contract)]
 TESTS = Path(__file__).parent.parent
 
@@ -187,13 +187,10 @@ def test_unsloth_goes_on_behind_a_kill_and_its_model_loads(tmp_path, tiny_model_
     undisturbed = make_run(tmp_path / "one", tiny_model_dir, backend="unsloth")
     assert undisturbed.carry_out().returncode == 0
     run = make_run(tmp_path / "two", tiny_model_dir, backend="unsloth")
-    process = run.start()
-    run.wait_for(process, "checkpoints/step-10/manifest.json")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    killed = signals_itself("checkpoints/step-10/manifest.json", signal.SIGKILL, stored=True)
+    assert run.carry_out(code=killed).returncode == -signal.SIGKILL
     assert run.carry_out().returncode == 0
-    assert run.json("progress.json")["resumed_from"] >= 10
+    assert run.json("progress.json")["resumed_from"] == 10
     assert [row["loss"] for row in run.rows()] == pytest.approx(
         [row["loss"] for row in undisturbed.rows()], rel=1e-4
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 
 import fsspec
@@ -34,6 +33,7 @@ from training_program import (
     train_run,
     until,
 )
+from waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -52,12 +52,6 @@ def registry(tmp_path):
     database = Database(open_engine(url))
     yield ModelRegistry(database)
     database.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from asap_process import ServerProcess
 from engines import vllm_server
+from waiting import free_port
 
 openai = pytest.importorskip("openai", reason="comes with vLLM: tests/engines/install.sh PYTHON")
 
@@ -70,9 +70,7 @@ def server(home):
 @pytest.fixture(scope="module")
 def deployed(home, model, server):
     """The model behind the gateway; the URL of its own server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "asap_cli.main", "deploy", str(model), "--name", "short"]
     command += ["--port", str(port), "--grace", "1"]
     with (home / "deploy.log").open("w") as log:
@@ -87,7 +85,7 @@ def deployed(home, model, server):
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(120)
 
 
 def test_openais_client_streams_a_chat_with_a_thinking_budget(server, deployed):

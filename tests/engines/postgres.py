@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,7 +21,8 @@ from uuid import uuid4
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-START_S = 30.0
+from waiting import PATIENCE_S, free_port
+
 STOP_S = 10.0
 
 
@@ -62,9 +62,7 @@ class PostgresServer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str) -> str:
@@ -101,7 +99,7 @@ class PostgresServer:
         ]  # fmt: skip
         self._process = subprocess.Popen(command, cwd=self.directory, **_quiet())
         engine = create_engine(self.url("postgres"))
-        end = time.monotonic() + START_S
+        end = time.monotonic() + PATIENCE_S
         while True:
             try:
                 engine.connect().close()

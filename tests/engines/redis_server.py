@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-START_S = 10.0
+from waiting import PATIENCE_S, free_port
 
 
 def executable() -> Path | None:
@@ -39,9 +38,7 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +52,7 @@ class RedisServer:
         ]  # fmt: skip
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        ends = time.monotonic() + START_S
+        ends = time.monotonic() + PATIENCE_S
         while time.monotonic() < ends:
             try:
                 with self.client() as client:
@@ -88,7 +85,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A client of its own; close it."""
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return redis.Redis(port=self.port, socket_timeout=PATIENCE_S)
 
     def signal(self, how: signal.Signals) -> None:
         """Send a signal, such as SIGSTOP for a broker that accepts and never answers."""
@@ -98,7 +95,7 @@ class RedisServer:
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
 

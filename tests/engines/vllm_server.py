@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from waiting import free_port
 
 START_S = 240.0
 """Longest wait for `/health`; a busy machine with two cores needs more than the usual minute."""
@@ -53,7 +54,7 @@ def serve(directory: Path, *, model: str = "tiny") -> Iterator[VllmServer]:
     The whole process group is ended: vLLM's engine is a child that outlives a killed parent.
     """
     scratch = Path(tempfile.mkdtemp(prefix="vllm-"))
-    server = VllmServer(f"http://127.0.0.1:{_free_port()}/v1", model, scratch / "server.log")
+    server = VllmServer(f"http://127.0.0.1:{free_port()}/v1", model, scratch / "server.log")
     with server.log.open("wb") as log:
         process = subprocess.Popen(
             _command(directory, server),
@@ -92,12 +93,6 @@ def _command(directory: Path, server: VllmServer) -> list[str]:
     ]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_healthy(process: subprocess.Popen[bytes], server: VllmServer) -> None:
     health = server.base_url.removesuffix("/v1") + "/health"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -106,7 +101,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], server: VllmServer) ->
         if process.poll() is not None:
             raise RuntimeError(f"vLLM ended with {process.returncode}:\n{_tail(server.log)}")
         try:
-            with direct.open(health, timeout=5):
+            with direct.open(health, timeout=30):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)

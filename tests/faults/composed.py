@@ -1,34 +1,33 @@
 """Start the composed system, use it, kill its containers under a job, and take it down again.
 
-    python3 tests/faults/composed.py [--train] [--seed N]
+    python3 tests/faults/composed.py [--train] [--evaluate] [--seed N]
 
 Needs the images of scripts/images_smoke.sh; the standard library is enough. `--train` also trains a
-tiny model in the container of the training image. Leaves with 0 when everything held.
+tiny model in the container of the training image. `--evaluate` also has that model, or else the
+demo, served by vLLM and asked tasks of HumanEval, whose file lies in the folder BENCHMARKS. Leaves
+with 0 when everything held.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from composition import REPOSITORY, System, run, say
+
 TRACES = REPOSITORY / "examples" / "triples.jsonl"
-PROJECT = "asap-smoke"
-LISTEN = "127.0.0.1:18000"
-IMAGE = "asap:0.1.0"
 WORKERS = ("anchor", "surprisal")
 CRASHES = (*WORKERS, "gateway", "redis", "postgres")
-LIST = ("docker", "ps", "--all", "--filter", f"label=com.docker.compose.project={PROJECT}")
-STARTED_S, JOB_S, TRAIN_S = 240, 600, 900
+STORES = {"redis", "postgres"}
+JOB_S, TRAIN_S, EVALUATE_S = 600, 900, 600
+TASKS, BUDGETS = 8, (64, 256)
 TRIPLE = {"question": "2+2?", "cot": "Add.\n\nWait, no.\n\nIt is 4.", "answer": "4"}
 
 PRUNE = f"""
@@ -63,107 +62,31 @@ except OSError as error:
 else:
     print("open")
 """
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
-def run(*command: str, given: str | None = None) -> str:
-    """Standard output of a command; a failure ends the program with what it said."""
-    done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=REPOSITORY)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[:6])} … failed:\n{done.stdout}{done.stderr}")
-    return done.stdout.strip()
-
-
-class System:
-    """The composed system: its containers by service, and its API."""
-
-    def __init__(self, folder: Path, profiles: list[str]) -> None:
-        self._environment = folder / "env"
-        run("sh", "deploy/compose/make_env.sh", str(self._environment))
-        has_plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
-        program = ["docker", "compose"] if has_plugin.returncode == 0 else ["docker-compose"]
-        options = [word for profile in profiles for word in ("--profile", profile)]
-        self._compose = [*program, "--env-file", str(self._environment), *options]
-        self.key = ""
-
-    def compose(self, *command: str) -> str:
-        return run(*self._compose, *command)
-
-    def logs(self) -> str:
-        """The last lines of every container."""
-        command = [*self._compose, "logs", "--tail", "40"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY).stdout
-
-    def services(self) -> list[str]:
-        """Those that stay."""
-        form = '{{.Label "com.docker.compose.service"}}'
-        return sorted(set(run(*LIST, "--format", form).split()) - {"migrate"})
-
-    def container(self, service: str) -> str:
-        named = f"label=com.docker.compose.service={service}"
-        return run(*LIST, "--filter", named, "--quiet")
-
-    def inspect(self, service: str) -> dict:
-        return json.loads(run("docker", "inspect", self.container(service)))[0]
-
-    def python(self, service: str, source: str, given: str = "") -> str:
-        """What a program prints in a service's container."""
-        command = ("docker", "exec", "--interactive", self.container(service), "python", "-c")
-        return run(*command, source, given=given)
-
-    def start(self) -> None:
-        self.compose("up", "--detach", "--no-build")
-        deadline = time.monotonic() + STARTED_S
-        for service in self.services():
-            while (state := self.inspect(service)["State"])["Health"]["Status"] != "healthy":
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"{service}: {json.dumps(state, indent=1)}")
-                time.sleep(1)
-        volume = f"{PROJECT}_keys:/keys:ro"
-        reader = ("docker", "run", "--rm", "--volume", volume, "--entrypoint", "cat", IMAGE)
-        self.key = run(*reader, "/keys/first")
-
-    def crash(self, service: str) -> None:
-        """End a container as a crash does: after `docker kill` no restart policy would act."""
-        pid = str(self.inspect(service)["State"]["Pid"])
-        killer = ("docker", "run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "sh")
-        run(*killer, IMAGE, "-c", f"kill -KILL {pid}")
-
-    def request(self, method: str, path: str, body: object = None) -> bytes:
-        """An answer's body. A server that is away is asked again, as clients do."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
-        if method == "POST":
-            headers["idempotency-key"] = random.randbytes(16).hex()
-        request = urllib.request.Request(
-            f"http://{LISTEN}{path}", data, headers=headers, method=method
-        )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=30) as reply:
-                    return reply.read()
-            except urllib.error.HTTPError as error:
-                answer = error.read().decode(errors="replace")
-                if error.code not in (429, 503) or time.monotonic() > deadline:
-                    raise SystemExit(f"{method} {path}: {error.code} {answer}") from error
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"{method} {path}: {error}") from error
-            time.sleep(1)
-
-    def finished(self, job: str, seconds: float) -> dict:
-        deadline = time.monotonic() + seconds
-        while True:
-            state = json.loads(self.request("GET", f"/jobs/{job}"))
-            if state["phase"] in ("done", "cancelled", "expired", "rejected"):
-                return state
-            if time.monotonic() > deadline:
-                raise SystemExit(f"job {job} does not end: {state['phase']} {state['counts']}")
-            time.sleep(1)
+KNOWN = f"""
+import gzip, json, pathlib, subprocess, sys
+folder = pathlib.Path("/tmp/known")
+folder.mkdir()
+tasks = [json.loads(line) for line in sys.stdin]
+(folder / "HumanEval.jsonl").write_text("".join(json.dumps(task) + "\\n" for task in tasks))
+with (folder / "samples.jsonl").open("w") as file:
+    for number, task in enumerate(tasks):
+        solution = task["canonical_solution"] if number % 2 == 0 else "    return None\\n"
+        code = task["prompt"] + solution
+        text = "It is easy.</think>\\n```python\\n" + code + "```"
+        file.write(json.dumps({{"task_id": task["task_id"], "completion": text}}) + "\\n")
+command = ["asap", "eval", "grade", "samples.jsonl", "--benchmark", "humaneval", "--data", "."]
+command += ["--extraction", "strict", "--set", "limit={TASKS}", "--out", "out"]
+done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+if done.returncode:
+    sys.exit(done.stdout + done.stderr)
+[row] = json.loads((folder / "out" / "report.json").read_text())["rows"]
+print(row["tasks"], row["unscored"], row["accuracy"])
+"""
+METRICS = """
+import urllib.request
+with urllib.request.urlopen("http://127.0.0.1:9100/metrics", timeout=10) as reply:
+    print(reply.read().decode())
+"""
 
 
 def protected(system: System) -> None:
@@ -182,7 +105,7 @@ def protected(system: System) -> None:
         }
         if broken := [what for what, holds in held.items() if not holds]:
             raise SystemExit(f"{service} is not protected: {', '.join(broken)}")
-    for service in ("gateway", "anchor", "surprisal"):
+    for service in sorted(set(system.services()) - STORES):
         found = system.python(service, IDENTITY)
         if found != "10001 0 1 True True True":
             raise SystemExit(f"{service} runs as: {found}")
@@ -230,7 +153,7 @@ def chaos(system: System, rng: random.Random) -> None:
     time.sleep(3)
     run("docker", "start", container)
     say(f"killed {victim}, and started it 3 s later")
-    if json.loads(system.request("GET", f"/jobs/{job_id}"))["phase"] == "done":
+    if system.phase(job_id) == "done":
         raise SystemExit("the job ended before the last kill: nothing was shown")
     whole(system, job_id, 480)
 
@@ -252,18 +175,80 @@ def trained(system: System, pruned: str) -> None:
         raise SystemExit(json.dumps(state))
 
 
+def evaluated(system: System, model: str, tasks: list[str]) -> None:
+    """Served, asked and graded, with the evaluation's own containers crashed on the way."""
+    chat = {"model": model, "messages": [{"role": "user", "content": "1+1?"}], "max_tokens": 16}
+    usage = json.loads(system.request("POST", "/v1/chat/completions", chat))["usage"]
+    say(f"{model} answered through the gateway: {usage['completion_tokens']} tokens")
+    known = system.python("grade", KNOWN, given="".join(tasks[:TASKS]))
+    if known != f"{TASKS} 0 50.0":
+        raise SystemExit(f"half of {TASKS} known programs are right, and it said: {known}")
+    say(f"graded {TASKS} known programs, half of them right: Pass@1 50.0")
+    config = {"benchmarks": ["humaneval"], "limit": TASKS, "budgets": BUDGETS}
+    body = {"kind": "evaluate", "model": model, "config": config}
+    job_id = json.loads(system.request("POST", "/jobs", body))["id"]
+    while (phase := system.phase(job_id)) in ("validating", "queued"):
+        time.sleep(0.1)
+    for victim in ("vllm", "generate", "grade"):
+        system.crash(victim)
+        say(f"crashed {victim} under the evaluation, which was {phase}")
+        phase = system.phase(job_id)
+    state = system.finished(job_id, EVALUATE_S)
+    say(f"evaluation {job_id}: {state['phase']}, {state['counts']}")
+    rows = json.loads(system.request("GET", f"/jobs/{job_id}/report"))["rows"]
+    for row in rows:
+        say(
+            f"{row['benchmark']}@{row['budget']} {row['extraction']}: {row['tasks']} tasks, Pass@1 "
+            f"{row['accuracy']:.1f}, {row['tokens']:.1f} tokens, {row['latency_batch_s']:.2f} s, "
+            f"p50 {row['latency_p50_s']:.2f} s"
+        )
+        held = (row["tasks"], row["unscored"]) == (TASKS, 0)
+        if not held or not 0 < row["tokens"] <= row["budget"] or row["latency_p50_s"] <= 0:
+            raise SystemExit(json.dumps(row, indent=1))
+    if state["phase"] != "done" or len(rows) != 2 * len(BUDGETS):
+        raise SystemExit(json.dumps(state))
+    sandboxed(system)
+
+
+def sandboxed(system: System) -> None:
+    """The worker's programs ran in its sandbox, in a container without a way out."""
+    lines = system.python("grade", METRICS).splitlines()
+    metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    level, programs = metrics["asap_sandbox_level"], metrics["asap_sandbox_seconds_count"]
+    if float(level) < 1 or float(programs) < 1:
+        raise SystemExit(f"sandbox level {level}, {programs} programs")
+    for service in ("grade", "generate", "vllm"):
+        if (way := system.python(service, OUTSIDE)) != "closed":
+            raise SystemExit(f"the way out of {service} is {way}")
+    say(f"sandbox level {level}, {programs} programs in it; grade, generate, vllm have no way out")
+
+
+def problems() -> list[str]:
+    """The lines of HumanEval's file in the folder BENCHMARKS."""
+    files = sorted(Path(os.environ.get("BENCHMARKS", "")).glob("HumanEval.jsonl*"))
+    if "BENCHMARKS" not in os.environ or not files:
+        raise SystemExit("--evaluate: BENCHMARKS must name the folder with HumanEval.jsonl.gz")
+    data = files[0].read_bytes()
+    text = gzip.decompress(data) if files[0].suffix == ".gz" else data
+    return text.decode().splitlines(keepends=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    os.environ |= {"COMPOSE_PROJECT_NAME": PROJECT, "LISTEN": LISTEN}
+    tasks = problems() if chosen.evaluate else []
+    model = "smoke@1" if chosen.train else "demo"
+    settings = {
+        "SERVED_MODEL": model,
+        "ASAP_SERVING__ENDPOINTS": json.dumps({model: ["http://vllm:8000"]}),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        system = System(Path(folder), ["train"] if chosen.train else [])
+        system = System(Path(folder), settings)
         try:
-            began = time.monotonic()
-            system.start()
-            say(f"healthy after {time.monotonic() - began:.0f} s: {', '.join(system.services())}")
+            system.start(*(["train"] if chosen.train else []))
             protected(system)
             answer = system.python("anchor", PRUNE, given=system.key)
             if answer != "200 4 True":
@@ -275,6 +260,10 @@ def main() -> None:
             chaos(system, random.Random(chosen.seed))
             if chosen.train:
                 trained(system, first)
+            if chosen.evaluate:
+                system.start("evaluate")
+                protected(system)
+                evaluated(system, model, tasks)
             say("PASSED")
         except BaseException:
             sys.stderr.write(system.logs())

@@ -3,6 +3,8 @@ script trains, and another one answers and grades."""
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -34,6 +36,9 @@ class TableStage:
 
     def __init__(self):
         self.scorer = TableScorer(lambda steps: [float(len(step)) for step in steps])
+        self.go = asyncio.Event()
+        """Unless it is set, no item ends."""
+        self.go.set()
 
     async def start(self):
         """Nothing to load."""
@@ -41,6 +46,7 @@ class TableStage:
     async def process(self, record):
         if "crash" in record.triple.question:
             raise RuntimeError("secret text of a trace")
+        await self.go.wait()
         [pruned] = await fine_prune([record], self.scorer)
         return Done(pruned)
 
@@ -108,8 +114,8 @@ async def client(tmp_path, monkeypatch):
     database = open_database(settings)
     blobs = BlobStore.in_folder(tmp_path / "blobs")
     trainer = ScriptedTrainer(database, blobs)
-    evaluator = ScriptedEvaluator()
-    stages = [AnchorStage(settings), TableStage(), trainer, evaluator, ScriptedGrader(evaluator)]
+    evaluator, surprisal = ScriptedEvaluator(), TableStage()
+    stages = [AnchorStage(settings), surprisal, trainer, evaluator, ScriptedGrader(evaluator)]
     host = StageHost(database, MemoryQueue(), stages, sweep_period_s=0.05)
     limits = GatewayLimits(
         max_body_bytes=200_000,
@@ -129,6 +135,7 @@ async def client(tmp_path, monkeypatch):
     with gateway.submissions.ingester:
         async with host, httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             http.app, http.trainer, http.blobs = app, trainer, blobs
-            http.evaluator, http.registry = evaluator, trainer.registry
+            http.evaluator, http.surprisal = evaluator, surprisal
+            http.registry = trainer.registry
             yield http
     database.close()

@@ -12,18 +12,19 @@ from sqlalchemy import select
 from asap.types import Record
 from asap_runtime.database import SECOND
 from asap_runtime.tables import jobs
+from waiting import PATIENCE_S
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 CONFIG = {"max_tokens": 4}
 
 
 async def finished(client, job):
-    for _ in range(300):
-        state = (await client.get(f"/jobs/{job}")).json()
-        if state["phase"] in ("done", "cancelled"):
-            return state
-        await asyncio.sleep(0.02)
-    raise AssertionError(state)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            state = (await client.get(f"/jobs/{job}")).json()
+            if state["phase"] in ("done", "cancelled"):
+                return state
+            await asyncio.sleep(0.02)
 
 
 async def submit(client, triples, **config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import httpx
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from asap_gateway.serving_settings import CLOSING_PHRASE
 from fake_vllm import FakeVllm, Say
 from live_gateway import live_gateway
+from waiting import until
 
 ASK = {"model": "asap", "messages": [{"role": "user", "content": "hi there"}]}
 THOUGHT = Say("I", " think", " so", "</think>", "\n", "yes")
@@ -141,12 +141,10 @@ def test_a_thinking_within_its_budget_is_left_alone(http, upstream):
     assert upstream.asked("/v1/completions") == []
 
 
-def test_a_budget_ends_the_generation_at_the_server(http, upstream):
-    upstream.script = [Say(*["word "] * 5000, gap_s=0.005)]
+async def test_a_budget_ends_the_generation_at_the_server(http, upstream):
+    upstream.script = [Say(*["word "] * 5000, gap_s=0.05)]  # it would take minutes
     chat(http, thinking={"budget_tokens": 20})
-    until = time.monotonic() + 10  # of 25 s that the generation would take
-    while upstream.concurrent and time.monotonic() < until:
-        time.sleep(0.01)
+    await until(lambda: not upstream.concurrent)
     assert len(upstream.cancelled) == 1
 
 

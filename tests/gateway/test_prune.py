@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from asap.types import Record
+from waiting import PATIENCE_S
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 
@@ -23,11 +24,9 @@ async def test_without_a_wait_the_answer_is_a_job_and_its_location(client):
     assert answer.status_code == 202
     job = answer.headers["Location"]
     assert job == f"/jobs/{answer.json()['id']}"
-    for _ in range(100):
-        state = (await client.get(job)).json()
-        if state["phase"] == "done":
-            break
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await client.get(job)).json()["phase"] != "done":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     result = await client.get(f"{job}/result")
     assert Record.model_validate_json(result.content).status in ("compressed", "unchanged")
 

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from waiting import PATIENCE_S
+
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 CONFIG = {"method": "asap_stage2", "max_tokens": 7}
 
@@ -16,7 +18,7 @@ def numbered(count, **fields):
 
 
 async def finished(client, job):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = (await client.get(f"/jobs/{job}")).json()
             if state["finished_at"] is not None:

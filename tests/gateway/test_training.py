@@ -8,6 +8,7 @@ import json
 import pytest
 
 from asap.runs import TrainRun
+from waiting import PATIENCE_S
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 TRAIN = {"kind": "train", "base": "demo", "model": "coder"}
@@ -15,7 +16,7 @@ NO_JOB = "0" * 32
 
 
 async def until(client, job, *phases):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = (await client.get(f"/jobs/{job}")).json()
             if state["phase"] in phases:
@@ -209,8 +210,9 @@ async def test_sources_must_be_there_ended_and_not_empty(client, pruned):
 
 
 async def test_a_job_that_runs_is_no_source(client):
+    client.surprisal.go.clear()
     config = {"method": "asap_stage2"}
-    body = {"triples": [{**TRIPLE, "id": str(n)} for n in range(100)], "config": config}
+    body = {"triples": [{**TRIPLE, "id": str(n)} for n in range(2)], "config": config}
     source = (await client.post("/jobs", json=body)).json()["id"]
     answer = await client.post("/jobs", json={**TRAIN, "job": source})
     assert (answer.status_code, answer.json()["code"]) == (409, "results-not-ready")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap_gateway.settings import GatewayLimits
+from waiting import PATIENCE_S
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 CONFIG = {"max_tokens": 4}
@@ -45,12 +46,12 @@ async def upload(client, data, name="in.jsonl", options=None, key=None):
 async def ended(client, answer):
     assert answer.status_code == 202, answer.text
     job = answer.json()["id"]
-    for _ in range(500):
-        state = (await client.get(f"/jobs/{job}")).json()
-        if state["phase"] in ENDED:
-            return state
-        await asyncio.sleep(0.02)
-    raise AssertionError(state)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            state = (await client.get(f"/jobs/{job}")).json()
+            if state["phase"] in ENDED:
+                return state
+            await asyncio.sleep(0.02)
 
 
 def blobs(client):

@@ -10,6 +10,7 @@ from asap_gateway.serving_settings import ServingSettings
 from asap_gateway.upstreams import FAILURES, OPEN_S, Upstreams
 from asap_runtime.endpoints import Endpoint
 from fake_vllm import FakeVllm
+from waiting import until
 
 
 class Table:
@@ -171,6 +172,5 @@ async def test_watching_goes_on_by_itself():
         async with aiohttp.ClientSession() as session:
             watching = asyncio.create_task(upstreams.watch(session))
             table.rows = [endpoint("t", "m", server.url)]
-            while upstreams.models("t") != ["m"]:  # noqa: ASYNC110 - that is what is tested
-                await asyncio.sleep(0.01)
+            await until(lambda: upstreams.models("t") == ["m"])
             watching.cancel()

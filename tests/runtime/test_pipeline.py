@@ -10,6 +10,7 @@ from asap.ports import ChatResult, Sampling
 from asap.types import Record, Triple
 from asap_runtime.pipeline import CHUNK, prune, prune_stream
 from fakes import ScriptedChat, TableScorer, said
+from waiting import PATIENCE_S
 
 SCORER = TableScorer(lambda steps: [float(len(step)) for step in steps])
 
@@ -80,7 +81,7 @@ async def test_an_error_that_would_meet_all_stops_the_run_and_its_calls(error):
     records = [Record(triple=t, config=PruneConfig(protocol="select")) for t in triples(200)]
     stream = prune_stream(records[5:], chat=Broken(), scorer=SCORER)
     with pytest.raises(type(error)):
-        await asyncio.wait_for(anext(stream), 5)
+        await asyncio.wait_for(anext(stream), PATIENCE_S)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

@@ -10,6 +10,7 @@ import pytest
 from asap.errors import InvalidInput, Misconfigured
 from asap_runtime.brokers import open_queue
 from asap_runtime.queue import BACKGROUND, BATCH, LIVE, Backlog, MemoryQueue, Message
+from waiting import PATIENCE_S
 
 
 def test_a_message_survives_the_wire():
@@ -123,5 +124,5 @@ def test_a_backlog_loses_nothing_between_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert sorted(taken) == list(range(800))

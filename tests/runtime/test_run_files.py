@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 
 import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
@@ -13,15 +12,14 @@ from asap.errors import TrainingFailed
 from asap_runtime.blobs import BlobStore, open_blobs
 from asap_runtime.run_files import MANIFEST, RunFiles
 from asap_runtime.settings import RuntimeSettings
+from waiting import free_port
 
 PREFIX = "acme/runs/" + "0" * 32
 
 
 @pytest.fixture(scope="module")
 def s3_server():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = ThreadedMotoServer("127.0.0.1", port)
     server.start()
     yield f"http://127.0.0.1:{port}"

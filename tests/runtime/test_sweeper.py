@@ -14,6 +14,7 @@ from asap_runtime.queue import BATCH, MemoryQueue
 from asap_runtime.sweeper import ROWS, Sweeper
 from asap_runtime.values import Outcome
 from job_store import TENANT, Platform
+from waiting import until
 
 NEVER_S = 3600.0
 
@@ -47,24 +48,24 @@ class Running:
     """A sweeper that looks by itself at the beginning only."""
 
     def __init__(self, platform, queue):
+        self._sweep = platform.sweep
         self.sweeper = Sweeper(platform.sweep, queue, ["one"], period_s=NEVER_S)
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.sweeper.run())
         await until(lambda: self.sweeper._measure_at > 0)
+        await until(self._is_at_rest)
         return self.sweeper
+
+    def _is_at_rest(self):
+        with self._sweep.active() as nobody_sweeps:
+            return nobody_sweeps
 
     async def __aexit__(self, *_):
         self._task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await self._task
         assert "sweeper" not in {thread.name for thread in threading.enumerate()}
-
-
-async def until(claim):
-    async with asyncio.timeout(20):
-        while not claim():  # noqa: ASYNC110 - the sweeper lives in a thread
-            await asyncio.sleep(0.01)
 
 
 def metric(name, **labels):

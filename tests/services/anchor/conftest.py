@@ -9,6 +9,7 @@ import pytest
 from asap.ports import Sampling
 from asap_anchor.chat import OpenAIChat
 from openai_server import OpenAIServer
+from waiting import PATIENCE_S
 
 KEY = "sk-secret-0123456789"
 
@@ -25,7 +26,7 @@ async def chat_for() -> AsyncIterator[Callable[..., OpenAIChat]]:
 
     def make(server: OpenAIServer | str, **arguments) -> OpenAIChat:
         base_url = server if isinstance(server, str) else server.base_url
-        quick = {"timeout_s": 5.0, "backoff_base_s": 0.01, "backoff_cap_s": 1.0}
+        quick = {"timeout_s": PATIENCE_S, "backoff_base_s": 0.01, "backoff_cap_s": 1.0}
         chat = OpenAIChat(
             base_url=base_url,
             **{"api_key": KEY, "model": "tiny"} | quick | arguments,

@@ -15,6 +15,7 @@ from asap_anchor.failures import Transient
 from asap_runtime.spending import Spending, charged_to
 from openai_batches import BatchServer
 from openai_server import Reply, Status
+from waiting import PATIENCE_S
 
 KEY = "sk-secret-0123456789"
 
@@ -31,7 +32,7 @@ async def chat_for(tmp_path):
             model="tiny",
             cache=ReplyCache(tmp_path / "replies"),
             folder=tmp_path / "batches",
-            timeout_s=5.0,
+            timeout_s=PATIENCE_S,
             **{"period_s": 1000.0} | arguments,
         )
         await chat.start()

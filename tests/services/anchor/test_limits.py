@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asap_anchor.limits import AdaptiveLimit, Breaker, Pace, Slots
+from waiting import PATIENCE_S
 
 
 def answer(limit, times, *, seconds=1.0, now=0.0, kind="k"):
@@ -255,7 +256,7 @@ async def test_a_slot_is_never_lost_whoever_gives_up(seed):
     for task in rng.sample(tasks, 25):
         await asyncio.sleep(0)
         task.cancel()
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
     assert done >= 35
     limit.value = 4
     crowd = Crowd(limit)

@@ -9,6 +9,7 @@ from asap.errors import UpstreamError
 from asap_anchor.limits import Breaker
 from asap_anchor.measure import measure, show_breaker
 from openai_server import Body, OpenAIServer, Reply, Stall, Status
+from waiting import until
 
 
 def value(name, model, **labels):
@@ -46,8 +47,7 @@ async def test_a_cancelled_request_is_in_flight_no_more(chat_for, sampling):
     async with OpenAIServer([Stall()]) as server:
         chat = chat_for(server, model="stalled", measure=measure)
         call = asyncio.create_task(chat.complete("p", sampling))
-        while not server.requests:  # noqa: ASYNC110 - a list of another thread
-            await asyncio.sleep(0.01)
+        await until(lambda: server.requests)
         assert value("asap_upstream_inflight", "stalled") == 1
         call.cancel()
         with pytest.raises(asyncio.CancelledError):

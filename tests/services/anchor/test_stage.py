@@ -8,6 +8,7 @@ from anchor_job import answer, run
 from asap.types import Record
 from asap_anchor.settings import AnchorSettings
 from openai_server import Body, OpenAIServer, Reply, Status
+from waiting import PATIENCE_S
 
 PRICES = {"price_in": 100.0, "price_out": 1000.0}
 """US dollars per million tokens: a reply of (10, 5) tokens costs 6,000 micro-dollars."""
@@ -17,7 +18,9 @@ PAID = 6000
 @pytest.fixture
 def settings_for(tmp_path):
     def make(server, **llm):
-        values = {"base_url": server.base_url, "model": "tiny", "timeout_s": 5.0} | PRICES | llm
+        values = (
+            {"base_url": server.base_url, "model": "tiny", "timeout_s": PATIENCE_S} | PRICES | llm
+        )
         return AnchorSettings(home=tmp_path / "home", llm=values)
 
     return make

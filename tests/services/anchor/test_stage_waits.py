@@ -17,12 +17,13 @@ from asap_anchor.stage import AnchorStage
 from asap_runtime.stage import Done, Wait
 from openai_batches import BatchServer
 from openai_server import Body, Drop, OpenAIServer, Stall, Status
+from waiting import PATIENCE_S
 
 
 @pytest.fixture
 def settings_for(tmp_path):
     def make(server, **llm):
-        values = {"base_url": server.base_url, "model": "tiny", "timeout_s": 5.0} | llm
+        values = {"base_url": server.base_url, "model": "tiny", "timeout_s": PATIENCE_S} | llm
         return AnchorSettings(home=tmp_path / "home", llm=values)
 
     return make
@@ -121,7 +122,7 @@ async def test_a_storm_of_every_fault_ends_with_every_item(settings_for, monkeyp
     monkeypatch.setattr(stage_module, "WAIT_S", 0.1)
     monkeypatch.setattr(stage_module, "LEAST_S", 0.05)
     async with OpenAIServer(stormy) as server:
-        stage = AnchorStage(settings_for(server, timeout_s=0.3, concurrency=16))
+        stage = AnchorStage(settings_for(server, timeout_s=1.0, concurrency=16))
         stage._breaker.OPEN_S = 0.2
         stage._breaker.PROBE_S = 0.05
         opened = []
@@ -154,7 +155,7 @@ async def test_a_job_without_credit_waits_and_goes_on_when_there_is_some(setting
         await asyncio.to_thread(server.wait_for_requests, 4)  # more than attempts are allowed
         assert not job.done()
         paid.set()
-        _, _, results = await asyncio.wait_for(job, 20)
+        _, _, results = await asyncio.wait_for(job, PATIENCE_S)
     assert [result.status for result in results] == ["succeeded"] * 3
 
 

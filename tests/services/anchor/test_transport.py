@@ -10,6 +10,7 @@ import pytest
 from asap.errors import Misconfigured, UpstreamError, UpstreamUnavailable
 from asap_anchor.chat import OPENAI_URL, OpenAIChat
 from openai_server import Body, Drop, OpenAIServer, Reply, Stall, Status
+from waiting import PATIENCE_S
 
 KEY = "sk-secret-0123456789"
 PROMPT = "a private prompt"
@@ -44,7 +45,7 @@ async def test_other_client_errors_end_the_call_at_once(chat_for, sampling, stat
 )
 async def test_neither_key_nor_prompt_nor_reply_shows_in_an_error(chat_for, sampling, fault):
     async with OpenAIServer([fault]) as server:
-        chat = chat_for(server, max_transport=1, timeout_s=0.2)
+        chat = chat_for(server, max_transport=1, timeout_s=0.2 if fault == Stall() else PATIENCE_S)
         with pytest.raises(UpstreamError) as caught:
             await chat.complete(PROMPT, sampling)
 

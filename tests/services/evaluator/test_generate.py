@@ -22,6 +22,7 @@ from asap_evaluator.generate import Generator
 from asap_evaluator.tokens import ModelTokens
 from fake_vllm import Drop, FakeVllm, Garbage, Say, Status
 from tiny_model import BOS
+from waiting import PATIENCE_S, until
 
 SAID = ("<think>\n", "so", "</think>", "3")
 GREEDY = EvalConfig()
@@ -46,7 +47,7 @@ def server():
 
 @pytest.fixture
 async def generator(server, tokens):
-    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=20.0)
+    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=PATIENCE_S)
     yield generator
     await generator.close()
 
@@ -168,7 +169,7 @@ async def test_a_server_that_is_not_there_is_no_fault_of_the_item(tokens):
 
 async def test_a_completion_that_takes_too_long_is_cut_off_at_the_server_too(server, tokens):
     server.script = [Say(*SAID, stops_after=1)]
-    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=0.3)
+    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=2.0)
     with pytest.raises(UpstreamTimeout):
         await one(generator)
     await until(lambda: server.cancelled)
@@ -224,9 +225,3 @@ async def test_a_server_without_a_chat_template_is_refused(generator):
     with pytest.raises(Misconfigured, match="no chat template") as caught:
         await generator.prompt(QUESTION, "server")
     assert caught.value.problem_code == "unknown-chat-form"
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ import pytest
 from asap.problems import Problem
 from asap_evaluator.grade import grade_once, limits_for, same_output
 from asap_evaluator.isolation import Limits, Outcome
-from evaluator_problems import CALL, PROBLEMS, RIGHT, SHORT, STDIN, asserts_problem
+from evaluator_problems import CALL, PATIENT, PROBLEMS, RIGHT, STDIN, asserts_problem
 
 READS = "a, b = map(int, input().split())\nprint(a + b)"
 CHAIN = """
@@ -40,7 +40,7 @@ def scripted(*outcomes):
     ("kind", "program"), [("asserts", RIGHT), ("call", RIGHT), ("stdin", READS)]
 )
 def test_a_right_program_passes(sandbox, kind, program):
-    grade = grade_once(program, PROBLEMS[kind], sandbox.run, SHORT)
+    grade = grade_once(program, PROBLEMS[kind], sandbox.run, PATIENT)
     assert grade.verdict == "passed", grade
     assert grade.cpu_s > 0
     assert grade.flags == ()
@@ -61,7 +61,7 @@ def test_a_right_program_passes(sandbox, kind, program):
 )
 @pytest.mark.parametrize("kind", ["asserts", "call"])
 def test_each_failure_has_its_verdict(namespaces, kind, program, verdict):
-    assert grade_once(program, PROBLEMS[kind], namespaces.run, SHORT).verdict == verdict
+    assert grade_once(program, PROBLEMS[kind], namespaces.run, PATIENT).verdict == verdict
 
 
 @pytest.mark.contract
@@ -76,7 +76,7 @@ def test_each_failure_has_its_verdict(namespaces, kind, program, verdict):
     ],
 )
 def test_programs_that_read_and_print(namespaces, program, verdict):
-    assert grade_once(program, STDIN, namespaces.run, SHORT).verdict == verdict
+    assert grade_once(program, STDIN, namespaces.run, PATIENT).verdict == verdict
 
 
 @pytest.mark.contract
@@ -89,8 +89,8 @@ def check(candidate):
 """
     problem = asserts_problem(test=test, reference=None)
     good, bad = "def add(a):\n    a.sort()", "def add(a):\n    sorted(a)"
-    assert grade_once(good, problem, namespaces.run, SHORT).passed
-    assert grade_once(bad, problem, namespaces.run, SHORT).verdict == "wrong"
+    assert grade_once(good, problem, namespaces.run, PATIENT).passed
+    assert grade_once(bad, problem, namespaces.run, PATIENT).verdict == "wrong"
 
 
 @pytest.mark.contract
@@ -108,7 +108,7 @@ def add(head):
         back, head.next, head = head, back, head.next
     return back
 """
-    grade = grade_once(program, problem, namespaces.run, SHORT)
+    grade = grade_once(program, problem, namespaces.run, PATIENT)
     assert grade.passed, grade
 
 
@@ -126,25 +126,25 @@ def check(candidate):
 """
     reference = "def helper(n): return n + 1\ndef add(n): return 0"
     problem = asserts_problem(test=test, reference=reference)
-    grade = grade_once("def add(n): return n + 1", problem, namespaces.run, SHORT)
+    grade = grade_once("def add(n): return n + 1", problem, namespaces.run, PATIENT)
     assert grade.passed, grade
 
 
 @pytest.mark.contract
 def test_a_test_that_calls_nothing_proves_nothing(namespaces):
     problem = asserts_problem(test="def check(candidate): pass")
-    assert grade_once(RIGHT, problem, namespaces.run, SHORT).verdict == "wrong"
+    assert grade_once(RIGHT, problem, namespaces.run, PATIENT).verdict == "wrong"
 
 
 @pytest.mark.contract
 def test_tests_that_do_not_load_are_no_failure_of_the_program(namespaces):
     problem = asserts_problem(reference="import not_installed")
-    assert grade_once(RIGHT, problem, namespaces.run, SHORT).verdict == "sandbox-trouble"
+    assert grade_once(RIGHT, problem, namespaces.run, PATIENT).verdict == "sandbox-trouble"
 
 
 @pytest.mark.parametrize("code", [None, "", "  \n", "# nothing"])
 def test_no_code_is_not_run(code):
-    assert grade_once(code, CALL, scripted(), SHORT).verdict == "no-code"
+    assert grade_once(code, CALL, scripted(), PATIENT).verdict == "no-code"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_no_code_is_not_run(code):
 )
 def test_a_report_without_the_nonce_never_passes(report):
     run = scripted(outcome(report=report), outcome())
-    assert not grade_once(RIGHT, PROBLEMS["asserts"], run, SHORT).passed
+    assert not grade_once(RIGHT, PROBLEMS["asserts"], run, PATIENT).passed
 
 
 @pytest.mark.parametrize(
@@ -179,13 +179,13 @@ def test_a_report_without_the_nonce_never_passes(report):
 def test_limits_have_their_verdicts_before_anything_is_compared(own, verdict):
     run = scripted(outcome(report=b'{"value": 3}\n', stdout=b"3\n", **own))
     for problem in (CALL, STDIN):
-        assert grade_once(RIGHT, problem, run, SHORT).verdict == verdict
+        assert grade_once(RIGHT, problem, run, PATIENT).verdict == verdict
 
 
 def test_risky_names_are_flagged_and_not_failed():
     run = scripted(outcome(stdout=b"3\n"))
     problem = STDIN.model_copy(update={"streams": STDIN.streams[:1]})
-    grade = grade_once("import gc\nprint(3)", problem, run, SHORT)
+    grade = grade_once("import gc\nprint(3)", problem, run, PATIENT)
     assert grade.passed
     assert grade.flags == ("uses:gc",)
 

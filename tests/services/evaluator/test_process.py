@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import sys
-import time
 
 import pytest
 
 from asap_evaluator.isolation import Identity, Limits, Program
 from asap_evaluator.process import adopt_orphans, run_programs, sealed
+from waiting import PATIENCE_S
 
 
 class Bare:
@@ -35,7 +35,7 @@ class Bare:
 
 
 def run(source, limits=None, *, tells=True, **fields):
-    program, limits = Program(source=source, **fields), limits or Limits(wall_s=10.0)
+    program, limits = Program(source=source, **fields), limits or Limits(wall_s=PATIENCE_S)
     (outcome,) = run_programs(Bare(tells=tells), [program], limits, Identity())
     return outcome
 
@@ -60,22 +60,21 @@ def test_the_program_sees_none_of_our_environment():
 
 
 def test_the_wall_clock_ends_a_run():
-    outcome = run("import time; time.sleep(60)", Limits(wall_s=0.5))
+    outcome = run("import time; time.sleep(3600)", Limits(wall_s=0.5))
     assert outcome.stop == "wall"
-    assert outcome.seconds < 30
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_stream_past_its_cap_ends_the_run_and_is_cut(stream):
     source = f"import sys\nwhile True: sys.{stream}.write('x' * 999)"
-    outcome = run(source, Limits(wall_s=20.0, output_bytes=5000))
+    outcome = run(source, Limits(wall_s=PATIENCE_S, output_bytes=5000))
     assert outcome.stop == "output"
     assert getattr(outcome, stream) == b"x" * 5000
 
 
 def test_resident_memory_ends_a_run():
     source = "held = []\nwhile True: held.append(b'x' * 10**6 + bytes(len(held)))"
-    outcome = run(source, Limits(wall_s=20.0, memory_bytes=100 * 2**20))
+    outcome = run(source, Limits(wall_s=PATIENCE_S, memory_bytes=100 * 2**20))
     assert outcome.stop == "memory"
     assert outcome.memory_bytes > 100 * 2**20
 
@@ -86,21 +85,19 @@ def test_silence_about_the_end_is_trouble_and_no_failure_of_the_program():
 
 
 def test_others_are_ended_with_the_first():
-    patient = Program(source="import time; time.sleep(60)")
-    began = time.monotonic()
+    patient = Program(source="import time; time.sleep(3600)")
     first, second = run_programs(
-        Bare(), [Program(source="print(1)"), patient], Limits(wall_s=30.0), Identity()
+        Bare(), [Program(source="print(1)"), patient], Limits(wall_s=PATIENCE_S), Identity()
     )
     assert first.stop is None
     assert second.stop == "done"
-    assert time.monotonic() - began < 30
 
 
 def test_partners_talk_over_pipes_that_are_closed_here():
     there, here = os.pipe()
     writer = Program(source="import os, sys; os.write(int(sys.argv[1]), b'hi')", pipes=(here,))
     reader = Program(source="import os, sys; print(os.read(int(sys.argv[1]), 9))", pipes=(there,))
-    outcome, _ = run_programs(Bare(), [reader, writer], Limits(wall_s=10.0), Identity())
+    outcome, _ = run_programs(Bare(), [reader, writer], Limits(wall_s=PATIENCE_S), Identity())
     assert outcome.stdout == b"b'hi'\n"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(here)
@@ -110,7 +107,7 @@ def test_no_descriptor_stays_open():
     run("pass")
     before = len(os.listdir("/proc/self/fd"))
     run("pass")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_sealed_content_cannot_be_changed():

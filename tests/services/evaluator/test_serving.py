@@ -23,6 +23,7 @@ from asap_evaluator.settings import EvaluatorSettings, VllmSettings
 from asap_runtime.blobs import BlobStore
 from fake_vllm import FakeVllm, Say
 from vllm_program import program, starts
+from waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -274,9 +275,3 @@ def test_a_server_on_the_cpu_and_further_arguments(tmp_path):
     assert "--gpu-memory-utilization" not in options.args
     assert options.args[-3:] == ("--max-model-len", "512", "--x=1")
     assert options.environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

@@ -36,6 +36,7 @@ from asap_runtime.values import NewItem, unpack
 from evaluator_problems import RIGHT, STDIN, asserts_problem
 from fake_vllm import FakeVllm, Item, Request, Say, Status
 from job_store import Platform
+from waiting import until
 
 JOB = "0" * 32
 WRONG = "def add(a, b):\n    return a"
@@ -453,9 +454,3 @@ def count_grades(stage: GradeStage, monkeypatch) -> list[str | None]:
 
     monkeypatch.setattr(stage._grader, "grade", grade)
     return seen
-
-
-async def until(condition, seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)

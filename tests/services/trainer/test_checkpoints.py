@@ -11,6 +11,7 @@ from asap.errors import UpstreamUnavailable
 from asap_runtime.blobs import BlobStore
 from asap_runtime.run_files import RunFiles
 from asap_trainer.checkpoints import Checkpoints
+from waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -75,13 +76,13 @@ def test_training_does_not_wait_and_a_newer_one_overtakes(files, written, monkey
 
     def slow(folder, name):
         busy.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE_S)
         return upload(folder, name)
 
     monkeypatch.setattr(files, "upload_folder", slow)
     with Checkpoints(files, "m") as checkpoints:
         checkpoints.store(10, written(10), {})
-        assert busy.wait(10)
+        assert busy.wait(PATIENCE_S)
         checkpoints.store(20, written(20), {})
         checkpoints.store(30, written(30), {})
         assert not (tmp_path / "checkpoint-20").exists()

@@ -12,6 +12,7 @@ from asap.runs import TrainProgress
 from asap_runtime.blobs import BlobStore
 from asap_runtime.run_files import RunFiles
 from asap_trainer.progress import Reporter
+from waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_figures_are_written_while_the_run_goes_on(files, monkeypatch):
     monkeypatch.setattr(files, "write", heard)
     with Reporter(files, period_s=0.01) as reporter:
         reporter.update(step=7)
-        assert written.wait(10)
+        assert written.wait(PATIENCE_S)
 
 
 def test_a_resumed_run_makes_later_lines_again(files):

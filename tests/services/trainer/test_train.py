@@ -11,9 +11,9 @@ import pytest
 
 from asap.runs import TrainProgress, TrainResult
 from asap.sft import learning_rate
-from training_runs import make_run, triples
+from training_runs import make_run, signals_itself, triples
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SECRET = "zebra-crossing-text"
 
 
@@ -70,11 +70,8 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_goes_on_there(
     undisturbed, tmp_path, tiny_model_dir
 ):
     run = make_run(tmp_path, tiny_model_dir, backend="plain")
-    process = run.start()
-    run.wait_for(process, "checkpoints/step-10/manifest.json")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    told = signals_itself("checkpoints/step-10/manifest.json", signal.SIGTERM, stored=True)
+    assert run.carry_out(code=told).returncode == 143
     assert run.files.read("result.json") is None
     newest = run.files.complete_folders("checkpoints")[-1]
     stopped = int(newest.rpartition("-")[2])
@@ -88,20 +85,9 @@ def test_a_run_that_is_killed_while_it_stores_a_checkpoint_goes_on_with_the_one_
     undisturbed, tmp_path, tiny_model_dir
 ):
     run = make_run(tmp_path, tiny_model_dir, backend="plain")
-    # Killed by itself, where the second checkpoint is half in the store.
-    code = (
-        "import os, signal, sys\n"
-        "from asap_runtime.run_files import RunFiles\n"
-        "write = RunFiles.write\n"
-        "def dies(self, name, data):\n"
-        "    if name == 'checkpoints/step-20/manifest.json':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(self, name, data)\n"
-        "RunFiles.write = dies\n"
-        "from asap_trainer.train import main\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    assert run.carry_out(code=["-c", code]).returncode == -signal.SIGKILL
+    # Where the second checkpoint is half in the store.
+    killed = signals_itself("checkpoints/step-20/manifest.json", signal.SIGKILL, stored=False)
+    assert run.carry_out(code=killed).returncode == -signal.SIGKILL
     assert (run.folder / "checkpoints" / "step-20" / "model.safetensors").exists()
     assert run.files.complete_folders("checkpoints") == ["checkpoints/step-10"]
     assert run.carry_out().returncode == 0
