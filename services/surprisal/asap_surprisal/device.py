@@ -63,7 +63,11 @@ class WatchedScorer(OverScorer):
         return self._scorer.prepare(request)
 
     async def score_prepared(self, prepared: Sequence[Prepared]) -> list[StepScores]:
-        """Scores for each request; what comes of it is remembered."""
+        """Scores for each request; what comes of it is remembered.
+
+        Raises CapacityError for texts without any finite score when a small one has none either:
+        the device is at fault, not they. Otherwise they are scored as they are, score missing.
+        """
         if not any(ready.tokens for ready in prepared):
             # counts alone say nothing of the device
             return await self._scorer.score_prepared(prepared)
@@ -71,6 +75,8 @@ class WatchedScorer(OverScorer):
         self._running.append(started)
         try:
             results = await self._scorer.score_prepared(prepared)
+            if not all(_has_numbers(scores) for scores in results):
+                await self._ask()
         except Exception as error:
             self._failed = True
             if isinstance(error, CapacityError):
@@ -78,10 +84,14 @@ class WatchedScorer(OverScorer):
             raise
         finally:
             self._running.remove(started)
-        self._refused, self._worked_at = 0, monotonic()
-        # A device that computes nonsense raises nothing: the next check asks it.
-        self._failed = not any(_has_a_number(scores) for scores in results)
+        self._refused, self._worked_at, self._failed = 0, monotonic(), False
         return results
+
+    async def _ask(self) -> None:
+        """A small text scored now. Raises CapacityError (`not-ready`) when it has no number."""
+        [scores] = await self._scorer.score_prepared([self.prepare(PROBE)])
+        if not _has_numbers(scores):
+            raise CapacityError("the device computes no finite number", code="not-ready")
 
     def _count_refusal(self, prepared: Sequence[Prepared]) -> None:
         if len(prepared) > 1:  # its texts are tried one by one
@@ -110,12 +120,10 @@ class WatchedScorer(OverScorer):
         if not self._probe.done():
             raise CapacityError(f"the device gave no answer in {PROBE_S:.0f} s", code="not-ready")
         try:
-            [scores] = self._probe.result()
+            self._probe.result()
         except Exception as error:
             detail = error.detail if isinstance(error, AsapError) else "the device fails"
             raise CapacityError(detail, code="not-ready") from error
-        if not _has_a_number(scores):
-            raise CapacityError("the device computes no finite number", code="not-ready")
 
     async def close(self) -> None:
         """End a check that still runs."""
@@ -125,5 +133,7 @@ class WatchedScorer(OverScorer):
                 await self._probe
 
 
-def _has_a_number(scores: StepScores) -> bool:
-    return any(value is not None for values in scores.scores.values() for value in values)
+def _has_numbers(scores: StepScores) -> bool:
+    """Whether any value is finite, or none was asked for."""
+    values = [value for values in scores.scores.values() for value in values]
+    return not values or any(value is not None for value in values)

@@ -117,6 +117,34 @@ async def test_a_device_that_computes_nonsense_is_not_ready(clock):
         await WatchedScorer(behind).check()
 
 
+async def test_what_a_device_without_numbers_was_to_score_is_given_back(clock):
+    behind = Device()
+    scorer = WatchedScorer(behind)
+    behind.value = None
+    await refused(scorer, REQUEST, REQUEST)
+    with pytest.raises(CapacityError, match="no finite number"):
+        await scorer.check()
+    behind.value = 1.0
+    assert (await work(scorer, REQUEST))[0].scores["first_token_surprisal"] == (1.0, 1.0)
+    await scorer.check()
+
+
+async def test_a_text_that_has_no_numbers_by_itself_stays_without(clock):
+    """The model is at a loss for it, wherever it is scored: methods keep such steps."""
+
+    class AtALoss(Device):
+        async def score(self, requests):
+            self.value = 1.0 if PROBE in requests else None
+            return await super().score(requests)
+
+    behind = AtALoss()
+    scorer = WatchedScorer(behind)
+    assert (await work(scorer, REQUEST))[0].scores["first_token_surprisal"] == (None, None)
+    assert behind.probes == 1
+    await scorer.check()
+    assert behind.probes == 1
+
+
 async def test_it_is_the_scorer_behind_it_to_everybody():
     behind = Device()
     behind.offers = frozenset({"mean_surprisal"})
@@ -200,16 +228,3 @@ async def test_a_broken_device_is_not_ready_for_a_minute_whatever_small_things_i
     clock.now += 2
     await scorer.check()
     assert behind.probes == 1
-
-
-async def test_work_without_a_number_makes_the_next_check_ask(clock):
-    behind = Device()
-    scorer = WatchedScorer(behind)
-    await work(scorer, REQUEST)
-    behind.value = None
-    await work(scorer, REQUEST)
-    with pytest.raises(CapacityError, match="no finite number"):
-        await scorer.check()
-    behind.value = 1.0
-    await scorer.check()
-    assert behind.probes == 2
