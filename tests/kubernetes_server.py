@@ -18,13 +18,18 @@ from pathlib import Path
 import kubernetes_validate
 from aiohttp import web
 
+from kubernetes_deployments import DeploymentController
 from kubernetes_pods import JobController, Pods, now
 
 KINDS = {
+    "deployments": ("apps/v1", "Deployment"),
     "jobs": ("batch/v1", "Job"),
     "pods": ("v1", "Pod"),
+    "replicasets": ("apps/v1", "ReplicaSet"),
     "services": ("v1", "Service"),
 }
+OF_THE_SERVER = ("uid", "creationTimestamp", "generation", "resourceVersion")
+"""Parts of metadata that nobody else may set."""
 REASONS = {
     403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 410: "Expired", 422: "Invalid",
     500: "InternalError",
@@ -33,38 +38,45 @@ REASONS = {
 
 @dataclass
 class Fault:
-    """What one request gets instead of its answer; status 0 drops the connection. `plural` may
-    name a subresource, too.
+    """What one request gets instead of its answer; status 0 drops the connection, None is no fault.
+    `plural` may name a subresource, too; the method of a watch is WATCH.
     """
 
     method: str
     plural: str
-    status: int
+    status: int | None
     message: str = "a fault of the test"
     skip: int = 0
     """So many pass before it strikes, once."""
     after: bool = False
     """Carry the request out; only its answer is lost."""
+    first: Callable[[], Awaitable[None]] | None = None
+    """What happens in the cluster a moment before."""
 
 
 class KubernetesServer:
     """`async with KubernetesServer(folder) as cluster`: objects, faults, and what was asked."""
 
-    def __init__(self, folder: Path, *, python: str = sys.executable, version: str = "1.32"):
-        self.folder, self.python, self.version = folder, python, version
+    def __init__(self, folder: Path, *, python: str = sys.executable, schemas: str = "1.32"):
+        self.folder, self.python, self.schemas = folder, python, schemas
         self.kubeconfig = folder / "kubeconfig.json"
         self.objects: dict[tuple[str, str], dict] = {}
         self.secrets: dict[str, dict[str, str]] = {}
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, str, str]] = []
         self.pods = Pods(self)
+        self.deployments = DeploymentController(self)
         self.controllers: dict[str, Callable[[dict], Awaitable[None]]] = {
-            "jobs": JobController(self).run
+            "deployments": self.deployments.run,
+            "jobs": JobController(self).run,
         }
+        self._away = False
+        self.watches: set[asyncio.Transport] = set()
+        """Connections of those that are under way."""
         self._at_work: dict[tuple[str, str], asyncio.Task] = {}
         self._ending: list[asyncio.Task] = []
         self._events: list[tuple[int, str, str, dict]] = []
-        self._version, self._oldest = 0, 0
+        self.version, self._oldest = 0, 0
         self._changed = asyncio.Condition()
 
     async def __aenter__(self):
@@ -118,7 +130,7 @@ class KubernetesServer:
                 pod["metadata"]["name"]
                 for (kind, _), pod in self.objects.items()
                 if kind == "pods"
-                and pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job
+                and pod["metadata"]["labels"].get("batch.kubernetes.io/job-name") == job
                 and pod["status"]["phase"] == "Running"
             ]
 
@@ -151,13 +163,35 @@ class KubernetesServer:
         await self.touch("pods", pod)
         self.pods.terminate(pod)
 
+    def drop_watches(self):
+        """The connections of all watches break."""
+        while self.watches:
+            self.watches.pop().close()
+
+    def leave(self):
+        """From now on nobody is heard."""
+        self._away = True
+        self.drop_watches()
+
+    def come_back(self):
+        """Requests are answered again."""
+        self._away = False
+
     # The API.
 
     async def _answer(self, request):
         plural = request.match_info["plural"]
         name = request.match_info.get("name", "")
-        self.calls.append((request.method, plural, name))
-        fault = self._fault(request.method, request.match_info.get("sub") or plural)
+        method = "WATCH" if _is_watch(request) else request.method
+        self.calls.append((method, plural, name))
+        if self._away:
+            request.transport.close()
+            return self._status(500, "away")
+        fault = self._fault(method, request.match_info.get("sub") or plural)
+        if fault is not None and fault.first is not None:
+            await fault.first()
+        if fault is not None and fault.status is None:
+            fault = None
         answer = None
         if fault is None or fault.after:
             answer = await self._carry_out(request, plural, name)
@@ -198,28 +232,32 @@ class KubernetesServer:
     async def _create(self, plural, body):
         version, kind = KINDS[plural]
         body = {"apiVersion": version, "kind": kind} | body
-        try:
-            await asyncio.to_thread(kubernetes_validate.validate, body, self.version, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            return self._status(422, error.message)
+        if refusal := await self._refusal(body):
+            return refusal
         name = body["metadata"]["name"]
         if (plural, name) in self.objects:
             return self._status(409, f"{plural} {name} already exists")
-        await self.add(plural, body)
-        if controller := self.controllers.get(plural):
-            self._at_work[plural, name] = asyncio.create_task(controller(body))
+        await self.create(plural, body)
         return web.json_response(body, status=201)
 
+    async def _refusal(self, body):
+        """What is said of an object that is none."""
+        try:
+            await asyncio.to_thread(kubernetes_validate.validate, body, self.schemas, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            return self._status(422, error.message)
+        return None
+
     async def _list(self, request, plural):
-        if request.query.get("watch", "").lower() == "true":
+        if _is_watch(request):
             return await self._watch(request, plural)
-        wanted = [term.split("=") for term in request.query.get("labelSelector", "").split(",")]
+        wanted = _selector(request)
         found = [
             body
             for (kind, _), body in sorted(self.objects.items())
             if kind == plural and _matches(body, wanted)
         ]
-        version, start = (request.query.get("continue") or f"{self._version}:0").split(":")
+        version, start = (request.query.get("continue") or f"{self.version}:0").split(":")
         if int(version) < self._oldest:
             return self._status(410, "the continue parameter is too old")
         end = int(start) + int(request.query.get("limit") or len(found) or 1)
@@ -234,7 +272,7 @@ class KubernetesServer:
 
     async def _watch(self, request, plural):
         """Events after a version, until the time-out that the client names."""
-        wanted = [term.split("=") for term in request.query.get("labelSelector", "").split(",")]
+        wanted = _selector(request)
         seen = int(request.query.get("resourceVersion") or 0)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -242,16 +280,18 @@ class KubernetesServer:
             status = json.loads(self._status(410, "too old resource version").text)
             await response.write(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
             return response
-        with contextlib.suppress(TimeoutError):
+        self.watches.add(request.transport)
+        with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(int(request.query.get("timeoutSeconds", 5))):
-                while True:
+                while not request.transport.is_closing():
                     for version, kind, event, body in list(self._events):
                         if version > seen and kind == plural and _matches(body, wanted):
                             line = json.dumps({"type": event, "object": body})
                             await response.write(line.encode() + b"\n")
-                    seen = self._version
+                    seen = self.version
                     async with self._changed:
-                        await self._changed.wait_for(lambda: self._version > seen)  # noqa: B023
+                        await self._changed.wait_for(lambda: self.version > seen)  # noqa: B023
+        self.watches.discard(request.transport)
         return response
 
     async def _replace(self, plural, name, body, sub):
@@ -259,13 +299,24 @@ class KubernetesServer:
         version = body["metadata"].get("resourceVersion")
         if version not in (None, kept["metadata"]["resourceVersion"]):
             return self._status(409, "the object has been modified")
-        parts = ("status",) if sub == "status" else ("metadata", "spec")
-        kept.update({part: body[part] for part in parts if part in body})
-        await self.touch(plural, name)
+        before = json.dumps(kept, sort_keys=True)
+        if sub == "status":
+            kept["status"] = body["status"]
+        else:
+            if refusal := await self._refusal(body):
+                return refusal
+            own = {part: kept["metadata"][part] for part in OF_THE_SERVER}
+            own["generation"] += body["spec"] != kept["spec"]
+            kept |= {"metadata": body["metadata"] | own, "spec": body["spec"]}
+        if json.dumps(kept, sort_keys=True) != before:
+            await self.touch(plural, name)
         return web.json_response(kept)
 
     async def _delete(self, request, plural, name):
         options = await request.json() if request.can_read_body else {}
+        uid = options.get("preconditions", {}).get("uid")
+        if uid not in (None, self.objects[plural, name]["metadata"]["uid"]):
+            return self._status(409, "the uid in the precondition is another one")
         policy = options.get("propagationPolicy") or request.query.get("propagationPolicy")
         # Over the raw API nothing that a Job owns goes with it unless the caller says so.
         await self.remove(plural, name, orphans=plural == "jobs" and policy is None)
@@ -284,18 +335,25 @@ class KubernetesServer:
 
     # Objects.
 
+    async def create(self, plural, body):
+        """There is a new object, and its controller knows."""
+        await self.add(plural, body)
+        if controller := self.controllers.get(plural):
+            key = plural, body["metadata"]["name"]
+            self._at_work[key] = asyncio.create_task(controller(body))
+
     async def add(self, plural, body):
-        body["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
+        body["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
         body.setdefault("status", {})
         self.objects[plural, body["metadata"]["name"]] = body
         await self.touch(plural, body["metadata"]["name"], "ADDED")
 
     async def touch(self, plural, name, event="MODIFIED"):
         """There is a new version of the object, or its last."""
-        self._version += 1
+        self.version += 1
         body = self.objects[plural, name]
-        body["metadata"]["resourceVersion"] = str(self._version)
-        self._events.append((self._version, plural, event, json.loads(json.dumps(body))))
+        body["metadata"]["resourceVersion"] = str(self.version)
+        self._events.append((self.version, plural, event, json.loads(json.dumps(body))))
         async with self._changed:
             self._changed.notify_all()
 
@@ -322,9 +380,20 @@ class KubernetesServer:
 
     def forget_versions(self):
         """Watches and pages that began before now are too old."""
-        self._oldest = self._version + 1
+        self.version += 1
+        self._oldest = self.version
+
+
+def _is_watch(request):
+    return request.query.get("watch", "").lower() == "true"
+
+
+def _selector(request):
+    """Terms of both selectors; that of fields is about names alone."""
+    terms = ",".join(request.query.get(f"{kind}Selector", "") for kind in ("label", "field"))
+    return [term.split("=") for term in terms.split(",")]
 
 
 def _matches(body, wanted):
-    labels = body["metadata"].get("labels", {})
-    return all(labels.get(key) == rest[0] for key, *rest in wanted if key)
+    facts = {"metadata.name": body["metadata"]["name"], **body["metadata"].get("labels", {})}
+    return all(facts.get(key) == rest[0] for key, *rest in wanted if key)

@@ -14,17 +14,14 @@ import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx
-import typer
 from rich.console import Console
 
 from asap.errors import AsapError, InvalidInput
 from asap_cli.roles import AllSettings
-from asap_cli.serving_manifest import ServedModel, render_manifest
 from asap_evaluator.model_cache import ModelCache, ModelSource
 from asap_evaluator.server import VllmOptions, VllmServer
 from asap_evaluator.serving import vllm_options
@@ -36,7 +33,7 @@ from asap_runtime.model_files import locate_model
 from asap_runtime.models import ModelRegistry, ModelVersion, parse_reference
 from asap_runtime.settings import load_settings
 
-__all__ = ["DeployOptions", "print_manifest", "run_deploy"]
+__all__ = ["DeployOptions", "registered", "run_deploy", "served_name"]
 
 BEAT_S = LEASE_S / 3
 LOOK_S = 0.5
@@ -74,8 +71,8 @@ def run_deploy(options: DeployOptions) -> int:
     _check(options)
     database = open_database(settings)
     try:
-        version = _registered(ModelRegistry(database), options)
-        name = options.name or _name(options.model, version)
+        version = registered(ModelRegistry(database), options)
+        name = served_name(options)
         directory = _directory(settings, options.model, version)
         server = VllmServer(
             _server_options(settings, options, directory, name),
@@ -93,50 +90,6 @@ def run_deploy(options: DeployOptions) -> int:
     finally:
         database.close()
     return 0
-
-
-def print_manifest(options: DeployOptions, *, sha256: str | None, **cluster: Any) -> None:
-    """Print Deployment and Service of the model. `cluster`: further fields of `ServedModel`.
-
-    Raises InvalidInput for a model that no pod could fetch.
-    """
-    settings = load_settings(AllSettings)
-    source, version = options.model, None
-    if Path(source).expanduser().is_dir():
-        raise InvalidInput(
-            f"{source!r} is a folder of this machine; name a model of the hub, or one of the "
-            "registry whose blob store the cluster can reach"
-        )
-    if parse_reference(source) is not None:
-        database = open_database(settings)
-        try:
-            version = _registered(ModelRegistry(database), options)
-        finally:
-            database.close()
-    if version is not None:
-        source, sha256 = (
-            f"{settings.blobs_url.rstrip('/')}/{version.prefix}",
-            version.manifest_sha256,
-        )
-    stored = "://" in source
-    if stored and not source.startswith("s3://"):
-        raise InvalidInput("the blob store is a folder of this machine; pods need one in s3://…")
-    served = ServedModel(
-        model=options.name or _name(options.model, version),
-        source=source,
-        version=metadata.version("asap-cot"),
-        sha256=sha256 or "",
-        arguments=options.server_args,
-        blob_settings=_blob_settings(settings) if stored else {},
-        **cluster,
-    )
-    typer.echo(render_manifest(served), nl=False)
-    Console(stderr=True).print(
-        f'the gateway needs ASAP_SERVING__ENDPOINTS=\'{{"{served.model}": ["{served.url}"]}}\'',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 class _Deployment:
@@ -269,16 +222,21 @@ def _check(options: DeployOptions) -> None:
         raise InvalidInput("--url needs --port: a free port is another one at each start")
 
 
-def _registered(registry: ModelRegistry, options: DeployOptions) -> ModelVersion | None:
+def registered(registry: ModelRegistry, options: DeployOptions) -> ModelVersion | None:
+    """The model as the registry knows it; None for what is no reference. Raises NotFound."""
     reference = parse_reference(options.model)
     return None if reference is None else registry.get(options.tenant, *reference)
 
 
-def _name(model: str, version: ModelVersion | None) -> str:
-    if version is not None:
-        return version.name
-    folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else model.rpartition("/")[2]
+def served_name(options: DeployOptions) -> str:
+    """What callers name the model."""
+    reference = parse_reference(options.model)
+    if options.name is not None:
+        return options.name
+    if reference is not None:
+        return reference[0]
+    folder = Path(options.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else options.model.rpartition("/")[2]
 
 
 def _directory(settings: AllSettings, model: str, version: ModelVersion | None) -> Path:
@@ -313,13 +271,3 @@ def _server_options(
         args=(*base.args, *live, *options.server_args),
         environment={**base.environment, **secret},
     )
-
-
-def _blob_settings(settings: AllSettings) -> dict[str, str]:
-    blobs = settings.blobs
-    values = {
-        "ASAP_BLOBS__URL": settings.blobs_url,
-        "ASAP_BLOBS__ENDPOINT_URL": blobs.endpoint_url,
-        "ASAP_BLOBS__REGION": blobs.region,
-    }
-    return {name: value for name, value in values.items() if value}

@@ -34,8 +34,24 @@ def deploy(
         float, typer.Option(min=0, help="Seconds for requests under way, at the end.")
     ] = 60.0,
     kubernetes: Annotated[
-        bool, typer.Option("--kubernetes", help="Print a Deployment and a Service; start nothing.")
+        bool,
+        typer.Option(
+            "--kubernetes", help="Serve in a cluster: apply a Deployment and a Service, and wait."
+        ),
     ] = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="With --kubernetes: print the objects; ask no cluster.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="With --kubernetes: delete the objects of MODEL.")
+    ] = False,
+    context: Annotated[
+        str | None,
+        typer.Option(help="With --kubernetes: of the kubeconfig \\[default: its current one]."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="With --kubernetes: seconds until all pods are ready.")
+    ] = 3600.0,
     revision: Annotated[
         str, typer.Option(help="With --kubernetes: commit of the hub.", show_default=False)
     ] = "",
@@ -56,23 +72,39 @@ def deploy(
     ] = None,
 ) -> None:
     """Serve MODEL with vLLM until Ctrl-C, and let the gateways know."""
-    from asap_cli.deploy import DeployOptions, print_manifest, run_deploy
+    from asap_cli.deploy import DeployOptions, run_deploy
 
     try:
         arguments = tuple(shlex.split(server_args))
     except ValueError as error:
         raise InvalidInput(f"--server-args: {error}") from None
     options = DeployOptions(model, name, host, port, url, tenant, arguments, grace)
+    _check(kubernetes, print_only, remove)
     if not kubernetes:
         raise typer.Exit(run_deploy(options))
-    print_manifest(
-        options,
-        revision=revision,
-        sha256=sha256,
-        namespace=namespace,
-        registry=registry,
-        claim=claim,
-        gpus=gpus,
-        replicas=replicas,
-        blobs_secret=blobs_secret,
-    )
+
+    from asap_cli.cluster_deploy import print_manifest, remove_from_cluster, run_in_cluster
+
+    served = {
+        "revision": revision,
+        "sha256": sha256,
+        "namespace": namespace,
+        "registry": registry,
+        "claim": claim,
+        "gpus": gpus,
+        "replicas": replicas,
+        "blobs_secret": blobs_secret,
+    }
+    if print_only:
+        print_manifest(options, **served)
+    elif remove:
+        remove_from_cluster(options, context=context, timeout_s=timeout, namespace=namespace)
+    else:
+        run_in_cluster(options, context=context, timeout_s=timeout, **served)
+
+
+def _check(kubernetes: bool, print_only: bool, remove: bool) -> None:
+    if print_only and remove:
+        raise InvalidInput("--print or --remove, not both")
+    if (print_only or remove) and not kubernetes:
+        raise InvalidInput("--print and --remove need --kubernetes")

@@ -9,21 +9,13 @@ import sys
 import time
 
 import httpx
-import kubernetes_validate
 import pytest
-import yaml
 
 from asap_evaluator.sessions import ended, leader
-from helm_chart import ANYWHERE, NAMESPACE, changed, named, render
 from live_gateway import live_gateway
 from vllm_program import program, starts
 
 pytestmark = pytest.mark.timeout(120)
-BY_HELM = {
-    "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart",
-    "annotations", "serviceAccountName",
-}  # fmt: skip
-"""What only a release of the chart has."""
 
 
 @pytest.fixture(autouse=True)
@@ -142,73 +134,3 @@ def test_wrong_options_are_named_before_anything_starts(asap, model, tmp_path, o
     assert ran.code == 65
     assert words in ran.err
     assert not list(tmp_path.rglob("starts.jsonl"))
-
-
-def plain(value):
-    """An object without what only a release has."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items() if key not in BY_HELM}
-    return [plain(one) for one in value] if isinstance(value, list) else value
-
-
-WEIGHTS = {"source": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "revision": "a" * 40,
-           "sha256": "5" * 64}  # fmt: skip
-
-
-def test_the_manifest_is_what_the_chart_gives(asap):
-    ran = asap(
-        "deploy", WEIGHTS["source"], "--name", "one", "--kubernetes", "--revision", "a" * 40,
-        "--sha256", "5" * 64, "--namespace", NAMESPACE, "--claim", "models", "--replicas", 1,
-        "--server-args", "--max-model-len=8192", "--registry", "registry.example.com/team",
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    mine = list(yaml.safe_load_all(ran.out))
-    release = render(
-        changed(
-            "demo",
-            {
-                "image": {"registry": "registry.example.com/team"},
-                "priority": {"create": False},
-                "network": {"weights": ANYWHERE},
-                "modelCache": {"create": False, "existingClaim": "models"},
-                "serving": {
-                    "models": {"one": {"weights": WEIGHTS, "args": ["--max-model-len=8192"]}}
-                },
-            },
-        )
-    )
-    assert [one["kind"] for one in mine] == ["Deployment", "Service"]
-    for one in mine:
-        assert one == plain(named(release, one["kind"], "serving-one"))
-        for version in ("1.29", "1.35"):
-            kubernetes_validate.validate(one, version, strict=True)
-    url = f'{{"one": ["http://asap-serving-one.{NAMESPACE}:8000"]}}'
-    assert f"ASAP_SERVING__ENDPOINTS='{url}'" in ran.err
-
-
-def test_weights_of_a_bucket_bring_its_settings_and_no_key(asap, monkeypatch):
-    monkeypatch.setenv("ASAP_BLOBS__URL", "s3://bucket/asap")
-    monkeypatch.setenv("ASAP_BLOBS__SECRET_KEY", "planted")
-    monkeypatch.setenv("ASAP_BLOBS__ACCESS_KEY", "planted")
-    monkeypatch.setenv("ASAP_BLOBS__REGION", "eu-1")
-    ran = asap("deploy", "s3://bucket/asap/models/one", "--kubernetes", "--gpus", 0,
-               "--blobs-secret", "keys")  # fmt: skip
-    assert ran.code == 0, ran.err
-    assert "planted" not in ran.out
-    deployment = next(yaml.safe_load_all(ran.out))
-    kubernetes_validate.validate(deployment, "1.35", strict=True)
-    pod = deployment["spec"]["template"]["spec"]
-    told = {one["name"]: one for one in pod["initContainers"][0]["env"]}
-    assert told["ASAP_BLOBS__URL"]["value"] == "s3://bucket/asap"
-    assert told["ASAP_BLOBS__REGION"]["value"] == "eu-1"
-    assert told["ASAP_BLOBS__SECRET_KEY"]["valueFrom"]["secretKeyRef"] == {
-        "name": "keys", "key": "ASAP_BLOBS__SECRET_KEY",
-    }  # fmt: skip
-    assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
-
-
-@pytest.mark.parametrize("source", ["file:///somewhere/model", "tiny"])
-def test_what_no_pod_could_fetch_is_refused(asap, model, source):
-    ran = asap("deploy", source, "--kubernetes")
-    assert ran.code == 65
-    assert "of this machine" in ran.err

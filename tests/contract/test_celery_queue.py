@@ -109,7 +109,7 @@ async def test_a_broker_that_dies_under_load_does_not_end_the_worker(queue, serv
         seen.update(message.item_ids)
 
     queue.consume("load", handler, concurrency=4)
-    await until(queue.healthy)
+    await until(lambda: queue._consumer.worker is not None)
     worker = queue._consumer.worker
     for round_ in range(3):
         for n in range(100):

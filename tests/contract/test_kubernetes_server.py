@@ -10,6 +10,7 @@ import pytest
 from asap_trainer.manifest import job_manifest
 from kubernetes_server import KubernetesServer
 from training_program import Program, cluster_settings, train_run
+from waiting import until
 
 SPACE = "training"
 
@@ -120,3 +121,40 @@ async def test_a_deletion_that_states_no_policy_leaves_the_pods(cluster, batch, 
     await asyncio.to_thread(batch.delete_namespaced_job, name, SPACE)
     assert cluster.named("jobs") == []
     assert len(cluster.named("pods")) == 1
+
+
+async def test_a_change_has_a_generation_and_no_change_has_no_version(cluster, batch, body):
+    cluster.pods.scheduling = False
+    name = body["metadata"]["name"]
+    await asyncio.to_thread(batch.create_namespaced_job, SPACE, body)
+    await cluster.until(lambda: cluster.named("pods"))
+    kept = await asyncio.to_thread(batch.read_namespaced_job, name, SPACE)
+    same = await asyncio.to_thread(batch.replace_namespaced_job, name, SPACE, kept)
+    assert same.metadata.resource_version == kept.metadata.resource_version
+    kept.spec.backoff_limit, kept.metadata.uid = 5, "planted"
+    changed = await asyncio.to_thread(batch.replace_namespaced_job, name, SPACE, kept)
+    assert (same.metadata.generation, changed.metadata.generation) == (1, 2)
+    assert changed.metadata.uid == same.metadata.uid
+    assert await failed(batch.replace_namespaced_job, name, SPACE, kept) == 409
+
+
+async def test_only_the_object_that_is_meant_is_deleted(cluster, batch, body):
+    name = body["metadata"]["name"]
+    await asyncio.to_thread(batch.create_namespaced_job, SPACE, body)
+    another = {"preconditions": {"uid": "another"}}
+    assert await failed(batch.delete_namespaced_job, name, SPACE, body=another) == 409
+    assert cluster.named("jobs") == [name]
+
+
+async def test_a_watch_breaks_in_the_middle(cluster, batch):
+    from kubernetes import watch
+    from urllib3.exceptions import ProtocolError
+
+    def follow():
+        return list(watch.Watch().stream(batch.list_namespaced_job, SPACE, timeout_seconds=60))
+
+    watching = asyncio.create_task(asyncio.to_thread(follow))
+    await until(lambda: cluster.watches)
+    cluster.drop_watches()
+    with pytest.raises(ProtocolError):
+        await watching

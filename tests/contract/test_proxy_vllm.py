@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from asap_gateway.serving_settings import CLOSING_PHRASE
+from asap_gateway.live.settings import CLOSING_PHRASE
 from live_gateway import live_gateway
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(300)]
@@ -56,8 +56,9 @@ def test_a_stream_is_the_servers_own(http, url):
     direct = httpx.post(f"{url}/v1/chat/completions", json=ask(stream=True), timeout=60)
     assert text_of(events(ours)) == text_of(events(direct))
     # Where the usage is asked for, vLLM signs that instead of the last chunk of text.
-    keys = [set(chunk) - {"system_fingerprint"} for chunk in events(direct)]
-    assert [set(chunk) for chunk in events(ours)] == keys
+    # On a busy machine it puts several tokens into one chunk, so kinds count and not numbers.
+    keys = {frozenset(chunk) - {"system_fingerprint"} for chunk in events(direct)}
+    assert {frozenset(chunk) for chunk in events(ours)} == keys
 
 
 def test_usage_of_a_stream(http):

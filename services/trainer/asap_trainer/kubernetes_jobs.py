@@ -6,12 +6,23 @@ All calls have time-outs and run in threads: the official client blocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from asap.errors import AsapError, CapacityError, Conflict, Misconfigured, NotFound
+from asap.errors import AsapError, Conflict, NotFound
 from asap.runs import Launch, TrainRun
+from asap_runtime.kubernetes_api import (
+    TIMEOUT_S,
+    conditions,
+    connect,
+    is_lost,
+    joined,
+    translated,
+    unavailable,
+)
 from asap_trainer.launcher import (
     LOG_BYTES,
     LOG_LINES,
@@ -21,19 +32,15 @@ from asap_trainer.launcher import (
     own_lines,
 )
 from asap_trainer.manifest import CONTAINER, identity, job_manifest, selector, service_manifest
-from asap_trainer.settings import KubernetesSettings, TrainerSettings
+from asap_trainer.settings import TrainerSettings
 
 __all__ = ["KubernetesLauncher"]
 
-TIMEOUT_S = (5.0, 30.0)
-"""To connect, and between two parts of an answer."""
-RETRY_S = 15.0
-QUOTA_RETRY_S = 60.0
 PAGE = 500
-_LOST = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"})
 _OUT_OF_MEMORY, _REFUSED, _STOPPED = 137, 78, 143
 # The pods of a run on several nodes end together: who ended by the first of these is to blame.
 _BLAME = (_OUT_OF_MEMORY, _REFUSED)
+_answers = partial(translated, "trainer.kubernetes")
 
 
 class KubernetesLauncher:
@@ -71,7 +78,7 @@ class KubernetesLauncher:
                 attempt=int(job.metadata.labels["asap/attempt"]),
             )
             for job in jobs
-            if not _conditions(job).keys() & {"Complete", "Failed"}
+            if not _reasons(job).keys() & {"Complete", "Failed"}
         ]
 
     @property
@@ -84,14 +91,14 @@ class KubernetesLauncher:
 
     def _apis(self) -> tuple[Any, Any]:
         if self._connected is None:
-            self._connected = _connect(self._cluster)
+            self._connected = _connect(self._cluster.kubeconfig)
         return self._connected
 
     def _check(self) -> None:
-        with _translated():
+        with _answers():
             self._batch.list_namespaced_job(
                 self._cluster.namespace,
-                label_selector=_joined(selector(self._settings)),
+                label_selector=joined(selector(self._settings)),
                 limit=1,
                 _request_timeout=TIMEOUT_S,
             )
@@ -100,20 +107,20 @@ class KubernetesLauncher:
         space = self._cluster.namespace
         body = job_manifest(run, attempt, self._settings)
         try:
-            with _translated():
+            with _answers():
                 job = self._batch.create_namespaced_job(space, body, _request_timeout=TIMEOUT_S)
         except Conflict:
             job = self._adopted(run, attempt, name)
         if run.config.nodes > 1:
             service = service_manifest(run, attempt, self._settings, job.metadata.uid)
-            with suppress(Conflict), _translated():
+            with suppress(Conflict), _answers():
                 self._core.create_namespaced_service(space, service, _request_timeout=TIMEOUT_S)
 
     def _adopted(self, run: TrainRun, attempt: int, name: str) -> Any:
         """The Job of this name, when it is this very attempt. Raises Conflict."""
         job = self._job(name)
         if job is None:  # deleted a moment ago
-            raise CapacityError(f"the Job {name} is being deleted", code="cluster-unavailable")
+            raise unavailable(f"the Job {name} is being deleted")
         expected = selector(self._settings) | identity(run, attempt)
         labels: Mapping[str, str] = job.metadata.labels or {}
         if any(labels.get(key) != value for key, value in expected.items()):
@@ -122,7 +129,7 @@ class KubernetesLauncher:
 
     def _job(self, name: str) -> Any | None:
         try:
-            with _translated():
+            with _answers():
                 return self._batch.read_namespaced_job(
                     name, self._cluster.namespace, _request_timeout=TIMEOUT_S
                 )
@@ -133,12 +140,12 @@ class KubernetesLauncher:
         job = self._job(name)
         if job is None:
             return Status("gone")
-        conditions = _conditions(job)
-        if "Complete" in conditions:
+        reasons = _reasons(job)
+        if "Complete" in reasons:
             return Status("succeeded", exit_code=0)
         pods = self._pods(name)
-        if "Failed" in conditions:
-            return self._why(conditions["Failed"], pods)
+        if "Failed" in reasons:
+            return self._why(reasons["Failed"], pods)
         if job.spec.suspend:
             return Status("waiting", "suspended")
         if pods and all(pod.status.phase != "Pending" for pod in pods):
@@ -149,7 +156,7 @@ class KubernetesLauncher:
         """Of a Job that failed: the run itself, or what carried it."""
         if reason == "DeadlineExceeded":
             return Status("failed", "deadline", log=self._log(pods))
-        if any(_is_lost(pod) for pod in pods):
+        if any(is_lost(pod) for pod in pods):
             return Status("evicted", "evicted")
         codes = {pod.metadata.name: code for pod in pods if (code := _exit_code(pod))}
         if not codes:  # its node has gone, and the pod with it
@@ -164,7 +171,7 @@ class KubernetesLauncher:
     def _stop(self, name: str) -> None:
         from kubernetes import client
 
-        with suppress(NotFound), _translated():
+        with suppress(NotFound), _answers():
             self._batch.delete_namespaced_job(
                 name,
                 self._cluster.namespace,
@@ -174,7 +181,7 @@ class KubernetesLauncher:
             )
 
     def _pods(self, name: str) -> Sequence[Any]:
-        with _translated():
+        with _answers():
             found: Sequence[Any] = self._core.list_namespaced_pod(
                 self._cluster.namespace,
                 label_selector=f"batch.kubernetes.io/job-name={name}",
@@ -188,10 +195,10 @@ class KubernetesLauncher:
         page: str | None = None
         while True:
             try:
-                with _translated():
+                with _answers():
                     part = self._batch.list_namespaced_job(
                         self._cluster.namespace,
-                        label_selector=_joined(selector(self._settings)),
+                        label_selector=joined(selector(self._settings)),
                         limit=PAGE,
                         _continue=page,
                         _request_timeout=TIMEOUT_S,
@@ -207,7 +214,7 @@ class KubernetesLauncher:
     def _log(self, pods: Sequence[Any]) -> tuple[str, ...]:
         """The last lines of the first of the pods that has any; trouble leaves none."""
         for pod in pods:
-            with suppress(AsapError), _translated():
+            with suppress(AsapError), _answers():
                 # Read as bytes: the client's own text of a log is b'…' in some versions.
                 answer = self._core.read_namespaced_pod_log(
                     pod.metadata.name,
@@ -223,81 +230,19 @@ class KubernetesLauncher:
         return ()
 
 
-def _connect(cluster: KubernetesSettings) -> tuple[Any, Any]:
-    from kubernetes import client, config
+def _connect(kubeconfig: Path | None) -> tuple[Any, Any]:
+    from kubernetes import client
 
-    configuration = client.Configuration()
-    configuration.retries = False  # the runner tries again
-    try:
-        if cluster.kubeconfig is not None:
-            config.load_kube_config(
-                str(cluster.kubeconfig.expanduser()), client_configuration=configuration
-            )
-        else:
-            config.load_incluster_config(client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise Misconfigured(
-            "the cluster cannot be reached: expected trainer.kubernetes.kubeconfig, or a pod with "
-            "a service account"
-        ) from error
-    api = client.ApiClient(configuration)
+    api = connect(
+        None if kubeconfig is None else str(kubeconfig.expanduser()),
+        expected="trainer.kubernetes.kubeconfig, or a pod with a service account",
+    )
     return client.BatchV1Api(api), client.CoreV1Api(api)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Whatever the client raises, as one of our errors. The answer's body is never shown."""
-    from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except ApiException as error:
-        raise _error(error.status, str(error.body or "")) from error
-    except (HTTPError, OSError) as error:
-        raise _unavailable("the cluster's API cannot be reached") from error
-
-
-def _error(status: int, body: str) -> AsapError:
-    errors: Mapping[int, Callable[[], AsapError]] = {
-        400: lambda: Misconfigured("the cluster finds the Job malformed: check trainer.kubernetes"),
-        404: lambda: NotFound("the cluster has no such object"),
-        409: lambda: Conflict("the cluster has an object of this name"),
-        410: lambda: Conflict("the rest of the cluster's list is not to be had any more"),
-        422: lambda: Misconfigured("the cluster finds the Job invalid: check trainer.kubernetes"),
-    }
-    if status in errors:
-        return errors[status]()
-    if status == 403 and "exceeded quota" in body:
-        return CapacityError(
-            "the cluster's quota has no room for the run",
-            code="quota-refused",
-            retry_after_s=QUOTA_RETRY_S,
-        )
-    return _unavailable(f"the cluster's API answered {status}")
-
-
-def _unavailable(detail: str) -> CapacityError:
-    return CapacityError(detail, code="cluster-unavailable", retry_after_s=RETRY_S)
-
-
-def _joined(labels: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in labels.items())
-
-
-def _conditions(job: Any) -> dict[str, str]:
+def _reasons(job: Any) -> dict[str, str]:
     """Reason of each condition that is true."""
-    return {
-        one.type: one.reason or "" for one in job.status.conditions or () if one.status == "True"
-    }
-
-
-def _is_lost(pod: Any) -> bool:
-    disrupted = any(
-        one.type == "DisruptionTarget" and one.status == "True"
-        for one in pod.status.conditions or ()
-    )
-    return disrupted or pod.status.reason in _LOST
+    return {name: one.reason or "" for name, one in conditions(job.status).items()}
 
 
 def _exit_code(pod: Any) -> int | None:
