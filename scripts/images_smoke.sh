@@ -1,8 +1,9 @@
 #!/bin/sh
 # Build the images of the CPU variant, then tests/faults/composed.py shows that the system made of them
 # works and that killed containers lose nothing.
-#   sh scripts/images_smoke.sh [--train]     with the training image, and a run in its container
-#   sh scripts/images_smoke.sh --build       all images, and nothing more
+#   sh scripts/images_smoke.sh [--train] [--evaluate]
+#                                        with a training run, with vLLM serving and HumanEval
+#   sh scripts/images_smoke.sh --build   all images, and nothing more
 # Needs docker, docker compose and Python 3.11. Where no image registry is reachable, the base image is
 # made here, which needs root and debootstrap.
 set -eu
@@ -63,9 +64,6 @@ build stores.Dockerfile prometheus asap-prometheus
 build Dockerfile light asap
 build Dockerfile grade asap-grade
 build Dockerfile surprisal asap-surprisal
-if [ "${1:-}" != "" ]; then build Dockerfile train asap-train; fi
-if [ "${1:-}" = --build ]; then
-  build Dockerfile vllm asap-vllm
-  exit
-fi
-python3 tests/faults/composed.py "$@"
+case " $* " in *" --train "* | *" --build "*) build Dockerfile train asap-train ;; esac
+case " $* " in *" --evaluate "* | *" --build "*) build Dockerfile vllm asap-vllm ;; esac
+if [ "${1:-}" != --build ]; then python3 tests/faults/composed.py "$@"; fi

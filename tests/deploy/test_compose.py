@@ -1,5 +1,6 @@
 """docker-compose.yml and what belongs to it, by the rules that every container keeps."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ REPOSITORY = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 NAMES = sorted(SERVICES)
+ENDING = {"migrate", "weights"}
+"""Services that do their work and end."""
 REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")
 
 
@@ -52,7 +55,7 @@ def test_a_container_is_bounded(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_service_tells_its_health(name):
-    if name == "migrate":
+    if name in ENDING:
         assert SERVICES[name]["restart"] == "no"
         return
     assert SERVICES[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
@@ -89,9 +92,8 @@ def test_workers_run_stages_that_exist():
         for one in SERVICES.values()
         if one.get("command", [None])[0] == "worker"
     }
-    assert set(stages) >= {"anchor", "surprisal", "trainer", "generate", "grade"}
-    unknown = {stage for stage in stages if stage not in STAGES}
-    assert all(stages[stage] == ["evaluate"] for stage in unknown)
+    assert set(stages) == set(STAGES)
+    assert stages["generate"] == stages["grade"] == ["evaluate"]
 
 
 def test_settings_are_those_of_the_program():
@@ -103,7 +105,7 @@ def test_settings_are_those_of_the_program():
 
 def test_what_has_no_business_outside_has_no_way_out():
     assert COMPOSE["networks"]["back"] == {"internal": True}
-    for name in ("postgres", "redis", "migrate", "grade", "generate"):
+    for name in ("postgres", "redis", "migrate", "grade", "generate", "vllm"):
         assert SERVICES[name]["networks"] == ["back"]
 
 
@@ -111,6 +113,35 @@ def test_ports_are_open_to_this_machine_alone():
     published = [port for one in SERVICES.values() for port in one.get("ports", [])]
     assert len(published) == 3
     assert all("127.0.0.1:" in port for port in published)
+
+
+def test_the_model_that_is_asked_is_the_one_that_is_served():
+    weights, vllm = SERVICES["weights"]["command"], SERVICES["vllm"]["command"]
+    _, _, model, out = weights
+    folder = out.removeprefix("--out=")
+    assert folder == f"/cache/models/{model}"
+    assert vllm[1] == folder
+    assert f"--served-model-name={model}" in vllm
+    assert SERVICES["generate"]["environment"]["ASAP_EVALUATOR__TOKENIZER"] == folder
+    for name in ("vllm", "generate"):
+        after = SERVICES[name]["depends_on"]["weights"]
+        assert after == {"condition": "service_completed_successfully"}
+        assert SERVICES[name]["volumes"] == ["cache:/cache:ro"]
+    on_gpus = yaml.safe_load((REPOSITORY / "deploy/compose/gpu.yml").read_text())
+    command = on_gpus["services"]["vllm"]["command"]
+    assert [word for word in vllm if word != "--enforce-eager"] == command
+
+
+def test_what_starts_programs_of_its_own_may_do_so():
+    """The engine mounts /tmp without that right."""
+    for name in ("grade", "trainer", "vllm"):
+        assert "/tmp:exec" in SERVICES[name]["tmpfs"]
+
+
+def test_large_tests_of_problems_reach_the_grader():
+    assert "data:/data:ro" in SERVICES["grade"]["volumes"]
+    assert SERVICES["gateway"]["environment"]["ASAP_BENCHMARKS"] == "/benchmarks"
+    assert any(one.endswith(":/benchmarks:ro") for one in SERVICES["gateway"]["volumes"])
 
 
 def test_no_secret_stands_in_the_file():
@@ -172,7 +203,7 @@ def test_mounted_files_are_there():
     assert len(mounted) == 4
     assert all((REPOSITORY / path).exists() for path in mounted)
     named = {
-        volume.split(":")[0]
+        re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0]
         for one in SERVICES.values()
         for volume in one.get("volumes", [])
         if not volume.startswith("./")
@@ -203,3 +234,16 @@ def test_prometheus_asks_every_worker():
     assert set(found["names"]) == stages
     ports = {SERVICES[name]["environment"]["ASAP_TELEMETRY__ADMIN_PORT"] for name in stages}
     assert ports == {str(found["port"])}
+
+
+def test_grafana_finds_prometheus_and_the_dashboard():
+    folder = REPOSITORY / "deploy" / "compose" / "grafana"
+    [source] = yaml.safe_load((folder / "datasource.yml").read_text())["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    [provider] = yaml.safe_load((folder / "dashboards.yml").read_text())["providers"]
+    mounted = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+    assert mounted["./deploy/grafana"] == provider["options"]["path"]
+    board = json.loads((REPOSITORY / "deploy/grafana/asap.json").read_text())
+    [variable] = [one for one in board["templating"]["list"] if one["type"] == "datasource"]
+    assert variable["query"] == source["type"]
+    assert {panel["datasource"]["uid"] for panel in board["panels"]} == {f"${{{variable['name']}}}"}

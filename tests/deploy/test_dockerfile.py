@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "deploy" / "docker"
@@ -146,6 +148,59 @@ def test_the_grading_image_has_the_sandbox_and_no_compiler():
     assert {"bubblewrap", "libseccomp2", "util-linux"} <= set(install.split())
     assert "! command -v cc gcc clang" in install
     assert STAGES["grade"][0] == "light-deps"
+
+
+def brought(*requirements):
+    """Distributions that come with these, extras counted."""
+    found, todo = set(), [Requirement(one) for one in requirements]
+    while todo:
+        one = todo.pop()
+        key = (canonicalize_name(one.name), frozenset(one.extras))
+        if key in found:
+            continue
+        found.add(key)
+        for text in importlib.metadata.requires(one.name) or ():
+            other = Requirement(text)
+            extras = one.extras or {""}
+            if other.marker is None or any(other.marker.evaluate({"extra": e}) for e in extras):
+                todo.append(other)
+    return {name for name, _ in found}
+
+
+def listed(stage, lists):
+    """What a stage installs: by the extras of `lists`, and by name."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    [install] = [rest for name, rest in STAGES[stage][1] if name == "RUN"]
+    *_, by_name = install.rpartition(".txt ")
+    return [*load("requirements").requirements(project, lists), *by_name.split()]
+
+
+HIDING = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Hidden())
+import asap_cli.roles
+"""
+
+
+def test_the_image_without_torch_has_what_every_role_imports():
+    there = brought(*listed("light-build", ["cluster", "s3", "kubernetes"])) | {"asap-cot"}
+    homes = importlib.metadata.packages_distributions()
+    away = {
+        module
+        for module, distributions in homes.items()
+        if not there & {canonicalize_name(one) for one in distributions}
+    }
+    assert {"torch", "numpy", "jinja2"} <= away
+
+    def started(*hidden):
+        return subprocess.run([sys.executable, "-c", HIDING, *hidden], check=False).returncode == 0
+
+    assert started(*away)
+    assert not started(*away, "tokenizers")
 
 
 def test_the_context_holds_what_is_copied_and_no_secrets():

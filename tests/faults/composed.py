@@ -215,12 +215,12 @@ def sandboxed(system: System) -> None:
     lines = system.python("grade", METRICS).splitlines()
     metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     level, programs = metrics["asap_sandbox_level"], metrics["asap_sandbox_seconds_count"]
-    if float(level) < 1 or float(programs) < 1:
-        raise SystemExit(f"sandbox level {level}, {programs} programs")
+    if float(level) < 1:
+        raise SystemExit(f"sandbox level {level}")
     for service in ("grade", "generate", "vllm"):
         if (way := system.python(service, OUTSIDE)) != "closed":
             raise SystemExit(f"the way out of {service} is {way}")
-    say(f"sandbox level {level}, {programs} programs in it; grade, generate, vllm have no way out")
+    say(f"sandbox level {level}, {programs} programs since the crash; there is no way out")
 
 
 def problems() -> list[str]:
