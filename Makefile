@@ -50,7 +50,7 @@ chart: install-dev  ## render, lint, validate and judge the Helm chart with ever
 images:  ## build the container images (CPU variant)
 	sh scripts/images_smoke.sh --build
 
-images-smoke:  ## build them, compose the system, prune, crash each service; needs root and docker
+images-smoke:  ## build them, compose the system, prune, crash each service; needs root and docker (more: --train, --evaluate)
 	sh scripts/images_smoke.sh
 
 chaos: install-dev  ## kill workers, gateway, broker and database under a job of 2,000 items

@@ -60,10 +60,11 @@ class Cluster:
         }
 
     def start_all(self):
+        self.start("schema", "db", "upgrade")
+        assert self.processes.pop("schema").wait(PATIENCE_S) == 0
         for name, command in self.commands().items():
             self.start(name, *command)
-            if name == "gateway":
-                self.wait_ready()  # it brings the schema; the others would do so, too
+        self.wait_ready()
 
     def wait_ready(self, url=None):
         deadline = time.monotonic() + 2 * PATIENCE_S

@@ -51,7 +51,13 @@ PROMETHEUS_TRIGGER = closed(
         "type": {"const": "prometheus"},
         "metricType": {"const": "AverageValue"},
         "metadata": closed(
-            {"serverAddress": TEXT, "query": TEXT, "threshold": TEXT, "activationThreshold": TEXT}
+            {
+                "serverAddress": TEXT,
+                "query": TEXT,
+                "threshold": TEXT,
+                "activationThreshold": TEXT,
+                "ignoreNullValues": {"const": "false"},
+            }
         ),
     }
 )
@@ -132,7 +138,7 @@ SPECS = {
                         "matches": listed(
                             closed({"path": closed({"type": {"enum": ["PathPrefix", "Exact"]},
                                                     "value": TEXT})})
-                        ),
+                        ) | {"maxItems": 8},  # early versions of the API take no more
                         "backendRefs": listed(
                             closed({"name": TEXT, "port": {"type": "integer", "minimum": 1}})
                         ),

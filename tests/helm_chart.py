@@ -136,6 +136,11 @@ TOGGLES = {
         "workers": {"surprisal": {"autoscaling": {"kind": "keda", "min": 0}}},
         "keda": {"trigger": "prometheus", "prometheusAddress": "http://prometheus:9090"},
     },
+    "a database outside": {
+        "builtin": {"postgres": {"enabled": False}},
+        "secrets": {"database": {"name": "db"}},
+        "network": {"database": ANYWHERE},
+    },
     "a scorer elsewhere": {
         "secrets": {"scorer": {"name": "scorer"}},
         "config": {

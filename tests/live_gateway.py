@@ -15,9 +15,9 @@ import uvicorn
 
 from asap_cli.roles import AllSettings
 from asap_gateway.app import create_app
+from asap_gateway.live.serving import Serving
+from asap_gateway.live.settings import ServingSettings
 from asap_gateway.service import Gateway
-from asap_gateway.serving import Serving
-from asap_gateway.serving_settings import ServingSettings
 from asap_runtime.blobs import BlobStore
 from asap_runtime.endpoints import EndpointRegistry
 from asap_runtime.host import open_database

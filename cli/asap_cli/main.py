@@ -309,7 +309,7 @@ def upgrade() -> None:
 def wait_for_database(
     timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 600,
 ) -> None:
-    """Wait until the database is there and has the newest schema."""
+    """Wait until the database is there and has the schema that this release needs."""
     from asap_cli.roles import wait_for_schema
 
     wait_for_schema(timeout)

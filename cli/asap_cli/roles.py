@@ -19,7 +19,7 @@ from asap_gateway.settings import GatewaySettings
 from asap_runtime.blobs import open_blobs
 from asap_runtime.database import Database, open_engine
 from asap_runtime.host import open_database
-from asap_runtime.migrate import at_head
+from asap_runtime.migrate import has_schema
 from asap_runtime.models import ModelRegistry
 from asap_runtime.settings import load_settings, redacted
 from asap_runtime.stage import Stage
@@ -80,11 +80,11 @@ def effective_settings() -> str:
 
 def upgrade_database() -> None:
     """Bring the database of the settings to the newest schema."""
-    open_database(load_settings(AllSettings)).close()
+    open_database(load_settings(AllSettings), migrate=True).close()
 
 
 def wait_for_schema(timeout_s: float) -> None:
-    """Return when the database is there and has the newest schema.
+    """Return when the database is there and has the schema that this release needs.
 
     Raises UpstreamUnavailable (`database-unavailable`) when it has not within `timeout_s`.
     """
@@ -94,7 +94,7 @@ def wait_for_schema(timeout_s: float) -> None:
         while not _has_schema(engine):
             if time.monotonic() > end:
                 raise UpstreamUnavailable(
-                    f"the database has not the newest schema after {timeout_s:.0f} s; "
+                    f"the database has not the schema of this release after {timeout_s:.0f} s; "
                     "`asap db upgrade` makes it",
                     code="database-unavailable",
                 )
@@ -105,6 +105,6 @@ def wait_for_schema(timeout_s: float) -> None:
 
 def _has_schema(engine: Engine) -> bool:
     try:
-        return at_head(engine)
+        return has_schema(engine)
     except UpstreamUnavailable:  # it is still being started
         return False

@@ -15,8 +15,8 @@ from asap.errors import Misconfigured
 from asap.ports import TokenCounter
 from asap_cli.roles import AllSettings, open_stage, score_route
 from asap_gateway.app import create_app
+from asap_gateway.live.serving import Serving
 from asap_gateway.service import Gateway
-from asap_gateway.serving import Serving
 from asap_gateway.submissions import ServerKnowledge
 from asap_runtime.benchmarks import BenchmarkFolder
 from asap_runtime.blobs import open_blobs
@@ -44,7 +44,8 @@ def run_server(host: str | None, port: int | None, *, stages: Sequence[str]) -> 
     host, port = host or settings.gateway.host, port or settings.gateway.port
     configure_logs(settings.telemetry)
     end_traces = configure_traces(settings.telemetry, "gateway")
-    with _database(settings) as database:
+    # A process that is the whole system brings the schema, too; one of several does not.
+    with _database(settings, migrate=bool(stages)) as database:
         keys = _keys(settings, database, host)
         here = [open_stage(name, settings, database) for name in stages]
         deliverer = Deliverer(database, settings.webhooks)
@@ -119,8 +120,8 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _database(settings: AllSettings) -> Iterator[Database]:
-    database = open_database(settings)
+def _database(settings: AllSettings, *, migrate: bool) -> Iterator[Database]:
+    database = open_database(settings, migrate=migrate)
     try:
         yield database
     finally:

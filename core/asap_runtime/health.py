@@ -24,7 +24,7 @@ from asap.errors import AsapError, Misconfigured
 from asap_runtime.host import StageHost
 from asap_runtime.http_problems import answer, problem
 from asap_runtime.logs import get_logger
-from asap_runtime.migrate import at_head
+from asap_runtime.migrate import has_schema
 from asap_runtime.problems import describe
 from asap_runtime.telemetry import QUEUE_UP, SELF_MESSAGE_AGE_SECONDS
 
@@ -47,8 +47,8 @@ class Probed(Protocol):
 
 async def check_ready(host: StageHost) -> None:
     """Raise AsapError unless database, schema and the stages' resources are there."""
-    if not await asyncio.to_thread(at_head, host.database.engine):
-        raise AsapError("the database's schema is not the newest one", code="not-ready")
+    if not await asyncio.to_thread(has_schema, host.database.engine):
+        raise AsapError("the database has an old schema", code="not-ready")
     for stage in host.stages:
         if isinstance(stage, Probed):
             await stage.ready()

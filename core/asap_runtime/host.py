@@ -10,9 +10,10 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal, Self
 from uuid import uuid4
 
+from asap.errors import UpstreamUnavailable
 from asap_runtime.brokers import open_queue
 from asap_runtime.database import Database, open_engine
-from asap_runtime.migrate import upgrade
+from asap_runtime.migrate import has_schema, upgrade
 from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
 from asap_runtime.reconciling import reconcile
@@ -29,13 +30,26 @@ POLL_S = 5.0
 """How often a worker looks for work itself while the broker does not answer."""
 
 
-def open_database(settings: RuntimeSettings) -> Database:
-    """The database of the settings, at the newest schema; makes the home folder of SQLite."""
+def open_database(settings: RuntimeSettings, *, migrate: bool = False) -> Database:
+    """The database of the settings, with the schema that this code needs.
+
+    A file of SQLite is one machine's own: it is made, and brought to the newest schema, on the way.
+    A server is shared, by processes of two releases during an update: its schema changes when
+    somebody says so, by `migrate`. Raises UpstreamUnavailable (`not-ready`) for an old schema.
+    """
     url = settings.database_url
-    if url.startswith("sqlite:///"):
+    database = Database(open_engine(url))
+    if database.is_sqlite:
         settings.home.expanduser().mkdir(parents=True, exist_ok=True)
-    upgrade(url)
-    return Database(open_engine(url))
+    if migrate or database.is_sqlite:
+        upgrade(url)
+    elif not has_schema(database.engine):
+        database.close()
+        raise UpstreamUnavailable(
+            "the database has not the schema that this release needs; `asap db upgrade` makes it",
+            code="not-ready",
+        )
+    return database
 
 
 class StageHost:

@@ -1,4 +1,8 @@
-"""The schema's version: bring a database to the newest one, or ask whether it is there."""
+"""The schema's version: bring a database to the newest one, or ask whether it will do.
+
+A release only adds to the schema of the one before, and what it no longer needs goes with the next.
+So a schema from the future will do: old processes go on working while new ones take their places.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy import Connection, Engine, event, func, select, text
 
 from asap_runtime.database import SWEEPER_LOCK, Database, open_engine
 
-__all__ = ["at_head", "upgrade"]
+__all__ = ["has_schema", "upgrade"]
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 def upgrade(url: str) -> None:
-    """Run the missing migrations in one transaction; of several callers at once, one does it.
+    """Run the missing migrations in one transaction; of several callers at once, one does it. The
+    schema of a later release is left as it is.
 
     On PostgreSQL a lock that is not had within 2 s ends the migration instead of queueing all other
     queries behind it.
@@ -36,16 +41,25 @@ def upgrade(url: str) -> None:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
             config = _config()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if not _will_do(connection):
+                command.upgrade(config, "head")
     finally:
         database.close()
 
 
-def at_head(engine: Engine) -> bool:
-    """Whether the database has the newest schema; False also when it has none."""
-    heads = set(ScriptDirectory.from_config(_config()).get_heads())
+def has_schema(engine: Engine) -> bool:
+    """Whether the database has the newest schema known here, or a later one; False also when it has
+    none.
+    """
     with Database(engine).read() as connection:
-        return set(MigrationContext.configure(connection).get_current_heads()) == heads
+        return _will_do(connection)
+
+
+def _will_do(connection: Connection) -> bool:
+    scripts = ScriptDirectory.from_config(_config())
+    older = {script.revision for script in scripts.walk_revisions()} - set(scripts.get_heads())
+    there = set(MigrationContext.configure(connection).get_current_heads())
+    return bool(there) and not there & older
 
 
 def _let_tables_go(connection: sqlite3.Connection, record: object) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from pydantic import ValidationError
 from structlog.contextvars import bound_contextvars
 
 from asap.errors import AsapError, CapacityError
@@ -310,7 +311,7 @@ class StageRunner:
     async def _process(self, claim: Claimed) -> Outcome:
         """What the stage made of the item; every error is an outcome."""
         try:
-            given = read_payload(claim.payload)
+            given = self._read(claim)
             async with asyncio.timeout(self._limits.timeout_s):
                 result = await self._stage.process(given)
         except TimeoutError:
@@ -335,6 +336,19 @@ class StageRunner:
         if isinstance(result, Wait):
             return Outcome.wait(claim, payload, result.seconds)
         return Outcome.done(claim, payload, next_stage(result.payload, self._stage.name))
+
+    def _read(self, claim: Claimed) -> Payload:
+        """The claim's payload. Raises CapacityError for one that this release cannot read: another
+        one wrote it, and during an update there are workers of both.
+        """
+        try:
+            return read_payload(claim.payload)
+        except ValidationError:
+            self._log.warning("item.of_another_release")
+            raise CapacityError(
+                "a worker of another release wrote the item, and this one cannot read it",
+                code="not-ready",
+            ) from None  # its text quotes the item
 
     def _retry_or_fail(
         self,

@@ -32,6 +32,7 @@ BUSY_S = 0.05
 LINGER_S = 1.0
 """How long passes stay close together after the last publication: the job may end now."""
 MEASURE_S = 15.0
+GAUGES = (QUEUE_ITEMS, ITEMS_OPEN, OLDEST_DUE_SECONDS)
 ROWS = 500
 """Rows per kind and pass: the cost of a pass does not grow with the size of a job."""
 
@@ -87,11 +88,14 @@ class Sweeper:
                 self._lead()
             except Exception:
                 self._log.exception("sweep.failed")
+                self._forget()
             self._pause(self._period_s)
 
     def _lead(self) -> None:
         """Sweep, if no other process does, for as long as there is something to do."""
         with self._sweep.active() as mine:
+            if not mine:
+                self._forget()
             while mine and self.sweep() and not self._stopped:
                 self._pause(BUSY_S)
 
@@ -115,6 +119,12 @@ class Sweeper:
         for stage, count in lost.stages.items():
             LEASES_LOST.labels(stage).inc(count)
         return ROWS in (ended, lost.requeued + lost.failed)
+
+    def _forget(self) -> None:
+        """No figures, rather than old ones: another process leads and has them, or nobody can."""
+        self._measure_at = 0.0
+        for gauge in GAUGES:
+            gauge.clear()
 
     def _measure(self) -> None:
         for stage in self._stages:

@@ -10,18 +10,19 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from asap_gateway import events, jobs, models, operations, proxy, prune, reports
+from asap_gateway import events, jobs, models, operations, prune, reports
 from asap_gateway.audit import Audit
 from asap_gateway.auth import Authentication
 from asap_gateway.body_limit import BodyLimit
 from asap_gateway.description import describe_api
 from asap_gateway.errors import install_handlers
 from asap_gateway.idempotency import Idempotency
+from asap_gateway.live import proxy
+from asap_gateway.live.serving import Serving
+from asap_gateway.live.settings import ServingSettings
 from asap_gateway.metrics import HttpMetrics
 from asap_gateway.rate_limit import RateLimit
 from asap_gateway.service import Gateway
-from asap_gateway.serving import Serving
-from asap_gateway.serving_settings import ServingSettings
 from asap_runtime.keys import KeyRing
 
 __all__ = ["create_app"]

@@ -39,7 +39,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses={503: PROBLEM_RESPONSES[503]})
 async def readyz(gateway: TheGateway) -> Readiness:
-    """The database answers and has the newest schema, and the process is not leaving."""
+    """The database answers and has the schema that is needed, and the process is not leaving."""
     await asyncio.to_thread(gateway.check_ready)
     return Readiness(broker="ok" if gateway.queue.healthy() else "not reachable")
 

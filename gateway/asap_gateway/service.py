@@ -24,7 +24,7 @@ from asap_runtime.blobs import BlobStore
 from asap_runtime.database import Database
 from asap_runtime.idempotency import IdempotencyKeys
 from asap_runtime.ledger import JobLedger
-from asap_runtime.migrate import at_head
+from asap_runtime.migrate import has_schema
 from asap_runtime.models import ModelRegistry
 from asap_runtime.precedence import Precedence
 from asap_runtime.queue import TaskQueue
@@ -159,8 +159,8 @@ class Gateway:
         """Raise AsapError while requests had better go elsewhere."""
         if self._leaving:
             raise UpstreamUnavailable("this server is leaving", code="not-ready")
-        if not at_head(self._database.engine):
-            raise UpstreamUnavailable("the database's schema is not the newest", code="not-ready")
+        if not has_schema(self._database.engine):
+            raise UpstreamUnavailable("the database has an old schema", code="not-ready")
 
     def leave(self) -> None:
         """The process is asked to stop: not ready, and whoever waits is answered now."""

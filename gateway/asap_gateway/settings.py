@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from asap_gateway.serving_settings import ServingSettings
+from asap_gateway.live.settings import ServingSettings
 from asap_runtime.ingest import IntakeLimits
 from asap_runtime.json_lines import ReadLimits
 from asap_runtime.pepper import AuthSettings

@@ -13,6 +13,7 @@ PACKAGES = {
     "core/asap": "tests/core",
     "core/asap_runtime": "tests/runtime",
     "gateway/asap_gateway": "tests/gateway",
+    "gateway/asap_gateway/live": "tests/gateway/live",
     "services/anchor/asap_anchor": "tests/services/anchor",
     "services/surprisal/asap_surprisal": "tests/services/surprisal",
     "services/trainer/asap_trainer": "tests/services/trainer",

@@ -19,7 +19,7 @@ FOREIGN = {
 TARGET = {"namespace", "pod", "service"}
 """Labels that Prometheus adds to what it reads."""
 SPOKEN = {
-    "sum", "min", "max", "avg", "count", "rate", "increase", "histogram_quantile", "time",
+    "sum", "min", "max", "avg", "count", "rate", "increase", "histogram_quantile", "time", "absent",
     "by", "on", "and", "or", "unless",
 }  # fmt: skip
 DOCUMENT = (REPOSITORY / "docs" / "operations.md").read_text()

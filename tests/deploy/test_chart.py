@@ -201,13 +201,47 @@ def test_another_revision_is_another_folder():
     assert len(folders) == 2
 
 
-def test_the_migration_is_a_hook_except_where_the_database_is_part_of_the_release():
+def test_the_migration_is_a_hook_except_where_what_it_needs_is_part_of_the_release():
     outside = named(render(profile("gpu-prod")), "Job", "migrate")
     hook = outside["metadata"]["annotations"]
     assert hook["helm.sh/hook"] == "pre-install,pre-upgrade"
     assert hook["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
-    inside = named(render(profile("demo")), "Job", "migrate-1")
-    assert "annotations" not in inside["metadata"]
+    for values in (profile("demo"), changed("demo", "a database outside")):
+        inside = named(render(values), "Job", "migrate-1")
+        assert "annotations" not in inside["metadata"]
+
+
+def test_what_kubernetes_lets_nobody_change_is_as_in_the_release_before():
+    """Else `helm upgrade` is refused. Selectors hold no versions, and nothing of the values."""
+    for name, toggle in (("demo", None), ("gpu-prod", "serving"), ("gpu-prod", "placement")):
+        objects = render(case_values((name, toggle)))
+        for one in objects:
+            if one["kind"] in ("Deployment", "StatefulSet"):
+                component = one["metadata"]["name"].removeprefix("asap-")
+                assert one["spec"]["selector"] == {"matchLabels": {
+                    "app.kubernetes.io/name": "asap",
+                    "app.kubernetes.io/instance": RELEASE,
+                    "app.kubernetes.io/component": component,
+                }}  # fmt: skip
+            if one["kind"] == "StatefulSet":
+                [claim] = one["spec"]["volumeClaimTemplates"]
+                assert (one["spec"]["serviceName"], claim["metadata"]["name"]) == (
+                    one["metadata"]["name"], "data",
+                )  # fmt: skip
+                assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_an_evaluator_asks_the_one_model_that_is_served():
+    one = {"serving": {"models": {"one": TOGGLES["serving"]["serving"]["models"]["one"]}}}
+    evaluator = {**TOGGLES["evaluator"], "config": {}}
+    values = merged(profile("demo"), evaluator, {"modelCache": {"create": True}}, one)
+    data = named(render(values), "ConfigMap", "generate")["data"]
+    assert data["ASAP_EVALUATOR__BASE_URL"] == "http://asap-serving-one:8000/v1"
+    elsewhere = {"config": {"ASAP_EVALUATOR__BASE_URL": "http://other:8000/v1"}}
+    data = named(render(merged(values, elsewhere)), "ConfigMap", "generate")["data"]
+    assert data["ASAP_EVALUATOR__BASE_URL"] == "http://other:8000/v1"
+    with pytest.raises(helm_python.HelmRenderError, match="ASAP_EVALUATOR__BASE_URL: name the"):
+        render(merged(values, TOGGLES["serving"]))
 
 
 def test_a_served_model_is_started_with_what_was_checked():

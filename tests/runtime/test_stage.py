@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 import time
 
@@ -24,7 +26,7 @@ from asap_runtime.spending import spend
 from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
 from asap_runtime.store import JobStore
 from asap_runtime.tables import items, jobs
-from asap_runtime.values import NewItem
+from asap_runtime.values import NewItem, pack, unpack
 from waiting import PATIENCE_S, until
 
 FAST = RunnerLimits(
@@ -156,6 +158,39 @@ async def test_an_item_outlives_any_number_of_lacks_of_capacity(database):
     assert (result.status, result.problem) == ("succeeded", None)
     lacks = [(0, "device-out-of-memory")] * refusals
     assert seen == [(0, None), *lacks, (1, "upstream-unavailable")]
+
+
+def rewrite(database, change):
+    """Every payload as another release would have written it."""
+    with database.engine.begin() as connection:
+        for row in connection.execute(select(items.c.id, items.c.payload)).all():
+            payload = pack(json.dumps(change(json.loads(unpack(row.payload)))).encode())
+            connection.execute(update(items).where(items.c.id == row.id).values(payload=payload))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{"mood": "good"}, {"kind": "bake"}, {"version": 2}],
+    ids=["field", "kind", "version"],
+)
+async def test_what_a_later_release_wrote_is_left_to_its_workers(database, written, capsys):
+    configure_logs(TelemetrySettings())  # onto the stream that capsys reads
+    old, job = Scripted("anchor"), job_of(database, 1, method="asap_stage1")
+    rewrite(database, lambda payload: {**payload, **written})
+    with database.engine.connect() as connection:
+        query = select(items.c.status, items.c.attempt, items.c.problem_code)
+        async with host_of(database, old):
+            left = ("queued", 0, "not-ready")
+            await until(lambda: connection.rollback() or connection.execute(query).one() == left)
+    assert old.seen == []
+    logged = capsys.readouterr().err
+    assert "item.of_another_release" in logged
+    assert not {"good", "bake"} & set(re.findall(r"\w+", logged))
+    rewrite(database, lambda payload: {k: v for k, v in payload.items() if k not in written})
+    new = Scripted("anchor")  # the worker that knows it
+    async with host_of(database, new):
+        [result] = await ended(database, job)
+    assert (result.status, len(new.seen)) == ("succeeded", 1)
 
 
 async def test_the_deadline_of_the_job_ends_an_item_that_finds_no_capacity(database):

@@ -95,6 +95,39 @@ async def test_what_was_sent_to_nobody_is_not_sent_again(platform):
     assert queue.pending("one") == 2
 
 
+FIGURES = ("asap_queue_items", "asap_oldest_due_seconds")
+
+
+def figures():
+    return [metric(name, stage="one") for name in FIGURES]
+
+
+async def test_who_does_not_lead_any_more_has_no_figures_instead_of_old_ones(platform):
+    platform.job(3)
+    async with Running(platform, MemoryQueue()) as sweeper:
+        assert metric("asap_queue_items", stage="one") == 3
+        with platform.sweep.active():
+            sweeper.wake()
+            await until(lambda: figures() == [None, None])
+            assert metric("asap_items_open", stage="one", status="queued") is None
+            platform.job(2)
+        sweeper.wake()
+        await until(lambda: metric("asap_queue_items", stage="one") == 5)
+
+
+async def test_who_does_not_reach_the_database_has_no_figures(platform, monkeypatch):
+    platform.job(3)
+    async with Running(platform, MemoryQueue()) as sweeper:
+        assert None not in figures()
+
+        def broken(rows):
+            raise OSError("the disk")
+
+        monkeypatch.setattr(platform.sweep, "finish_jobs", broken)
+        sweeper.wake()
+        await until(lambda: figures() == [None, None])
+
+
 async def test_trouble_with_the_database_does_not_end_it(platform, monkeypatch, capsys):
     queue = MemoryQueue()
     load = platform.sweep.load

@@ -38,7 +38,12 @@
     unless sum(rate(asap_http_seconds_count{ {{- $here -}} ,route="/readyz",status="200"}[2m])) > 0
   for: 1m
   labels: {severity: critical}
-  annotations: {summary: "No gateway is ready: the database does not answer, or its schema is not the newest one"}
+  annotations: {summary: "No gateway is ready: the database does not answer, or its schema is an old one"}
+- alert: AsapGatewayAway
+  expr: absent(asap_queue_up{ {{- $here -}} ,service="{{ include "asap.fullname" (index . 0) }}-gateway"})
+  for: 5m
+  labels: {severity: critical}
+  annotations: {summary: "Prometheus reads no gateway: none runs, or it is not let in"}
 - alert: AsapErrorsFast
   expr: {{ include "asap.burn" (list $here "5m" "0.014") }} and {{ include "asap.burn" (list $here "1h" "0.014") }}
   labels: {severity: critical}

@@ -48,8 +48,8 @@
 {{- end }}
 {{- if .Values.workers.generate.enabled }}
 {{- $config := merge (deepCopy (dig "config" dict .Values.workers.generate)) .Values.config }}
-{{- if not (hasKey $config "ASAP_EVALUATOR__BASE_URL") }}
-- "workers.generate.config.ASAP_EVALUATOR__BASE_URL: name the server that is asked; its image has none"
+{{- if not (or (hasKey $config "ASAP_EVALUATOR__BASE_URL") (eq (len .Values.serving.models) 1)) }}
+- "workers.generate.config.ASAP_EVALUATOR__BASE_URL: name the server that is asked; it is clear only where one model is served"
 {{- end }}
 {{- end }}
 {{- if .Values.workers.grade.enabled }}

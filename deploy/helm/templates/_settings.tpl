@@ -12,6 +12,11 @@ ASAP_BLOBS__REGION: {{ . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* Address of a served model. (list root name) */}}
+{{- define "asap.servedUrl" -}}
+http://{{ include "asap.fullname" (index . 0) }}-serving-{{ index . 1 }}:8000
+{{- end }}
+
 {{/* (list root component) */}}
 {{- define "asap.settings" -}}
 {{- $root := index . 0 -}}
@@ -30,8 +35,7 @@ ASAP_GATEWAY__PORT: "8000"
 {{- if and $root.Values.serving.models (not (hasKey $values "ASAP_SERVING__ENDPOINTS")) }}
 {{- $endpoints := dict }}
 {{- range $name, $model := $root.Values.serving.models }}
-{{- $url := printf "http://%s-serving-%s:8000" (include "asap.fullname" $root) $name }}
-{{- $_ := set $endpoints (default $name $model.servedName) (list $url) }}
+{{- $_ := set $endpoints (default $name $model.servedName) (list (include "asap.servedUrl" (list $root $name))) }}
 {{- end }}
 ASAP_SERVING__ENDPOINTS: {{ toJson $endpoints | quote }}
 {{- end }}
@@ -44,6 +48,9 @@ ASAP_TELEMETRY__ADMIN_PORT: "9100"
 {{- end }}
 {{- if and (eq $component.name "surprisal") $component.weights.source }}
 ASAP_SURPRISAL__MODEL: {{ include "asap.weightsFolder" $component.weights }}
+{{- end }}
+{{- if and (eq $component.name "generate") (eq (len $root.Values.serving.models) 1) (not (hasKey $values "ASAP_EVALUATOR__BASE_URL")) }}
+ASAP_EVALUATOR__BASE_URL: {{ include "asap.servedUrl" (list $root (keys $root.Values.serving.models | first)) }}/v1
 {{- end }}
 {{- if eq $component.name "grade" }}
 ASAP_EVALUATOR__SANDBOX_MIN_LEVEL: {{ eq $root.Values.grading.level "namespaces" | ternary "namespaces" "landlock" }}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from asap_gateway.usage import Tally, tokens_saved
+from asap_gateway.live.usage import Tally, tokens_saved
 
 
 def test_the_thinking_is_estimated_from_its_share():

@@ -15,12 +15,12 @@ from typing import Any, Final
 from asap.errors import UpstreamError
 from asap.extraction import LOOP_CHARACTERS, LOOP_REPEATS, LOOP_TAIL, ends_in_loop
 from asap.thinking import CLOSE, OPEN
-from asap_gateway.calls import Call
-from asap_gateway.live_requests import FIELDS, Asked, Thinking
-from asap_gateway.streams import chunks, text_of
-from asap_gateway.think_splitter import ThinkSplitter
-from asap_gateway.upstreams import Backend, Route
-from asap_gateway.usage import Tally
+from asap_gateway.live.calls import Call
+from asap_gateway.live.requests import FIELDS, Asked, Thinking
+from asap_gateway.live.streams import chunks, text_of
+from asap_gateway.live.think_splitter import ThinkSplitter
+from asap_gateway.live.upstreams import Backend, Route
+from asap_gateway.live.usage import Tally
 from asap_runtime.telemetry import PROXY_FORCED
 
 __all__ = ["Ask", "Governor", "begins_thinking", "closing", "counted"]

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from prometheus_client import REGISTRY
 
-from asap_gateway.calls import Caller, open_session
-from asap_gateway.live_requests import read_request
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.shadow import Shadow
-from asap_gateway.upstreams import Upstreams
-from asap_gateway.usage import Tally
+from asap_gateway.live.calls import Caller, open_session
+from asap_gateway.live.requests import read_request
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.shadow import Shadow
+from asap_gateway.live.upstreams import Upstreams
+from asap_gateway.live.usage import Tally
 from fake_vllm import FakeVllm, Say, Status
 
 ASKED = read_request(

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.requests import ClientDisconnect
 
 from asap_gateway.auth import Caller
-from asap_gateway.exchange import Exchange
 from asap_gateway.json_body import GONE, check_json
-from asap_gateway.live_requests import FIELDS, Kind, Thinking, read_request
-from asap_gateway.serving import Serving, get_serving
+from asap_gateway.live.exchange import Exchange
+from asap_gateway.live.requests import FIELDS, Kind, Thinking, read_request
+from asap_gateway.live.serving import Serving, get_serving
 from asap_runtime.strict_json import parse_json
 
 __all__ = ["router"]

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asap.errors import UpstreamError, UpstreamTimeout
-from asap_gateway.streams import DONE, MAX_EVENT_BYTES, EventReader, PlainStream, error_event, event
+from asap_gateway.live.streams import (
+    DONE,
+    MAX_EVENT_BYTES,
+    EventReader,
+    PlainStream,
+    error_event,
+    event,
+)
 
 
 def chunk(text, **more):

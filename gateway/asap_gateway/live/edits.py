@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from asap_gateway.live_requests import Asked
-from asap_gateway.think_splitter import ThinkSplitter, split_thinking
+from asap_gateway.live.requests import Asked
+from asap_gateway.live.think_splitter import ThinkSplitter, split_thinking
 
 __all__ = ["Separator", "collect", "separate_answer"]
 

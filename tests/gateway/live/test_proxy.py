@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from asap_gateway.serving_settings import CLOSING_PHRASE
+from asap_gateway.live.settings import CLOSING_PHRASE
 from fake_vllm import FakeVllm, Say
 from live_gateway import live_gateway
 from waiting import until

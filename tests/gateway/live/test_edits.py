@@ -3,9 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asap_gateway.edits import Separator, collect, separate_answer
-from asap_gateway.live_requests import read_request
-from asap_gateway.think_splitter import split_thinking
+from asap_gateway.live.edits import Separator, collect, separate_answer
+from asap_gateway.live.requests import read_request
+from asap_gateway.live.think_splitter import split_thinking
 
 TEXTS = st.lists(
     st.sampled_from(["<think>", "</think>", "<", "</th", "ink>", " ", "\n", "a", "é"]), max_size=10

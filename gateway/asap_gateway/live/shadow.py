@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from asap.errors import AsapError, NotFound
-from asap_gateway.calls import Caller
-from asap_gateway.live_requests import Asked
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.upstreams import Upstreams
-from asap_gateway.usage import Tally
+from asap_gateway.live.calls import Caller
+from asap_gateway.live.requests import Asked
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.upstreams import Upstreams
+from asap_gateway.live.usage import Tally
 from asap_runtime.telemetry import SHADOW_REQUESTS, SHADOW_SECONDS_SAVED, SHADOW_TOKENS_SAVED
 
 __all__ = ["Shadow"]

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import Request
 
 from asap.errors import UpstreamUnavailable
-from asap_gateway.calls import Caller, open_session
-from asap_gateway.key_limits import KeyLimits
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.shadow import Shadow
-from asap_gateway.upstreams import Upstreams
+from asap_gateway.live.calls import Caller, open_session
+from asap_gateway.live.key_limits import KeyLimits
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.shadow import Shadow
+from asap_gateway.live.upstreams import Upstreams
 from asap_runtime.endpoints import EndpointRegistry
 from asap_runtime.logs import get_logger
 

@@ -23,8 +23,8 @@ from asap.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.upstreams import Backend, Route
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.upstreams import Backend, Route
 from asap_runtime.logs import get_logger
 
 __all__ = ["Call", "Caller", "open_session"]

@@ -17,15 +17,15 @@ from starlette.types import Receive, Scope, Send
 
 from asap.errors import AsapError, UpstreamError, UpstreamTimeout
 from asap_gateway.auth import principal
-from asap_gateway.budget import Governor, begins_thinking, counted
-from asap_gateway.calls import Call
-from asap_gateway.edits import Separator, collect, separate_answer
-from asap_gateway.live_requests import Asked
-from asap_gateway.serving import Serving
-from asap_gateway.streams import DONE, PlainStream, error_event, event
-from asap_gateway.think_splitter import split_thinking
-from asap_gateway.upstreams import Backend, Route
-from asap_gateway.usage import Tally, tokens_saved
+from asap_gateway.live.budget import Governor, begins_thinking, counted
+from asap_gateway.live.calls import Call
+from asap_gateway.live.edits import Separator, collect, separate_answer
+from asap_gateway.live.requests import Asked
+from asap_gateway.live.serving import Serving
+from asap_gateway.live.streams import DONE, PlainStream, error_event, event
+from asap_gateway.live.think_splitter import split_thinking
+from asap_gateway.live.upstreams import Backend, Route
+from asap_gateway.live.usage import Tally, tokens_saved
 from asap_runtime.http_problems import answer
 from asap_runtime.problems import describe
 from asap_runtime.telemetry import (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asap.errors import InvalidInput
-from asap_gateway.live_requests import read_request
+from asap_gateway.live.requests import read_request
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}

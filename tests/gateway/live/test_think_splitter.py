@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asap_gateway.think_splitter import ThinkSplitter, split_thinking
+from asap_gateway.live.think_splitter import ThinkSplitter, split_thinking
 
 PIECES = st.sampled_from(
     ["<think>", "</think>", "<", "</", "</th", "think>", ">", " ", "\n", "a", "step 1.", "é", "🙂"]

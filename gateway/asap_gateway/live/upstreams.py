@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from asap.errors import AsapError, NotFound, Overloaded, UpstreamUnavailable
-from asap_gateway.serving_settings import ServingSettings
+from asap_gateway.live.settings import ServingSettings
 from asap_runtime.endpoints import Endpoint, EndpointRegistry
 from asap_runtime.logs import get_logger
 from asap_runtime.telemetry import BREAKER_OPEN

@@ -6,11 +6,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asap.extraction import ends_in_loop
-from asap_gateway.budget import _Watch, begins_thinking, closing
-from asap_gateway.live_requests import Thinking, read_request
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.think_splitter import split_thinking
-from asap_gateway.upstreams import Upstreams
+from asap_gateway.live.budget import _Watch, begins_thinking, closing
+from asap_gateway.live.requests import Thinking, read_request
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.think_splitter import split_thinking
+from asap_gateway.live.upstreams import Upstreams
 
 
 def chunk(text, finish=None):

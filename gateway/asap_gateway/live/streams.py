@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from asap.errors import AsapError, UpstreamError
-from asap_gateway.calls import Call
-from asap_gateway.think_splitter import ThinkSplitter
-from asap_gateway.usage import Tally
+from asap_gateway.live.calls import Call
+from asap_gateway.live.think_splitter import ThinkSplitter
+from asap_gateway.live.usage import Tally
 from asap_runtime.http_problems import openai_error
 from asap_runtime.problems import describe
 

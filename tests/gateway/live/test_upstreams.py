@@ -6,8 +6,8 @@ import aiohttp
 import pytest
 
 from asap.errors import NotFound, Overloaded, UpstreamUnavailable
-from asap_gateway.serving_settings import ServingSettings
-from asap_gateway.upstreams import FAILURES, OPEN_S, Upstreams
+from asap_gateway.live.settings import ServingSettings
+from asap_gateway.live.upstreams import FAILURES, OPEN_S, Upstreams
 from asap_runtime.endpoints import Endpoint
 from fake_vllm import FakeVllm
 from waiting import until

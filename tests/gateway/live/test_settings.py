@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asap.errors import AsapError, Misconfigured
-from asap_gateway.serving_settings import ServingSettings
+from asap_gateway.live.settings import ServingSettings
 from asap_gateway.settings import GatewaySettings
 from asap_runtime.settings import load_settings, redacted
 

@@ -5,9 +5,9 @@ from contextlib import ExitStack
 import pytest
 
 from asap.errors import Overloaded
-from asap_gateway import key_limits
 from asap_gateway.auth import LOCAL, Principal
-from asap_gateway.key_limits import KeyLimits
+from asap_gateway.live import key_limits
+from asap_gateway.live.key_limits import KeyLimits
 
 ONE, OTHER = Principal("t", "one", "submit"), Principal("t", "other", "submit")
 
