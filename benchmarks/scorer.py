@@ -65,7 +65,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }
-WORK = ("1024", "4096", "16384", "real")
+WORK = ("1024", "4096", "16384", "real", "alike")
 GB = 1e9
 FIRST = ("first_token_surprisal",)
 
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--work", nargs="+", default=WORK, help="tokens of one trace, or `real`")
+    parser.add_argument(
+        "--work", nargs="+", default=WORK, help="tokens of one trace, `real` or `alike`"
+    )
     parser.add_argument("--traces", type=int, default=16, help="how many real traces")
     parser.add_argument("--runs", type=int, default=2, help="the fastest one counts")
     parser.add_argument(
@@ -128,10 +130,11 @@ def compare(options: argparse.Namespace, cases: Sequence[str], work: str) -> lis
 
 def too_long(options: argparse.Namespace, work: str) -> str | None:
     """Why the reference is left out: logits and log-softmax of one trace are its memory."""
-    tokens = 16384 if work == "real" else int(work)
-    needed = 2 * tokens * VOCABULARY * (4 if options.dtype == "float32" else 2)
+    if not work.isdigit():
+        return None
+    needed = 2 * int(work) * VOCABULARY * (4 if options.dtype == "float32" else 2)
     free = free_bytes(torch.device(options.device))
-    if work == "real" or needed <= 0.75 * free:
+    if needed <= 0.75 * free:
         return None
     return f"needs {needed / GB:.0f} of {free / GB:.0f} GB"
 
@@ -155,9 +158,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     [work], device = options.work, options.device
     counter = HFTokenCounter.load("demo")
     counter.max_length = None  # that of the demo model, which does not run here
-    todo = (
-        real_traces(counter, options.traces) if work == "real" else [trace_of(counter, int(work))]
-    )
+    if work == "real":
+        todo = real_traces(counter, options.traces)
+    elif work == "alike":
+        todo = alike_traces(counter)
+    else:
+        todo = [trace_of(counter, int(work))]
     model = build_model(options.shape, device, getattr(torch, options.dtype))
     lengths = [counter.count(f"{q}\n<think>\n{join_steps(steps)}") for q, steps in todo]
     cost = PassCost.of(model.base_model, model.get_output_embeddings(), whole=False)
@@ -312,6 +318,14 @@ def real_traces(counter: HFTokenCounter, size: int) -> list[Trace]:
     sample = random.Random(0).sample(rows, min(size, len(rows)))
     found = [(row["question"], tuple(split_steps(row["cot"]))) for row in sample]
     return [(q, steps) for q, steps in found if counter.count(q + join_steps(steps)) < WINDOW - 100]
+
+
+def alike_traces(counter: HFTokenCounter) -> list[Trace]:
+    """Eight CoTs of one question, each about as long as it: 1,000 tokens."""
+    _, steps = trace_of(counter, 9 * 1024)
+    size = len(steps) // 9
+    question, *cots = (steps[at : at + size] for at in range(0, 9 * size, size))
+    return [(join_steps(question), cot) for cot in cots]
 
 
 def trace_of(counter: HFTokenCounter, tokens: int) -> Trace:

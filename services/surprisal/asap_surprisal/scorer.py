@@ -29,6 +29,7 @@ from asap_surprisal.loading import Device, Dtype, load_model
 from asap_surprisal.metering import Meter, ScorerTotals, peak_rate
 from asap_surprisal.prefix import PrefixStore, Round
 from asap_surprisal.preparation import Prepared, prepare, step_scores
+from asap_surprisal.sharing import share_beginnings
 from asap_surprisal.tokenization import HFTokenCounter
 
 __all__ = ["TorchScorer"]
@@ -197,21 +198,30 @@ class TorchScorer:
         """Every pass that the requests need, started in the thread of the device."""
         rows: list[PassRow] = []
         owners: list[int] = []
+        questions: list[tuple[str, str] | None] = []
         rounds: dict[int, Round] = {}
         for i, ready in enumerate(prepared):
-            session = ready.request.session
-            if session is not None and len(ready.plan.rows) == 1 and self._model.packs:
-                rounds[i] = self._store.begin(session, ready.plan.rows[0])
-                parts = [rounds[i].work]
-            else:
-                parts = [PassRow(row) for row in ready.plan.rows]
+            request, alike = ready.request, None
+            parts = [PassRow(row) for row in ready.plan.rows]
+            if len(parts) == 1 and self._model.packs:
+                if request.session is not None:
+                    rounds[i] = self._store.begin(request.session, parts[0].row)
+                    parts = [rounds[i].work]
+                else:
+                    alike = (request.question, request.context)
             rows += parts
             owners += [i] * len(parts)
+            questions += [alike] * len(parts)
+        first, rows = share_beginnings(rows, questions)
+        launched = self._launch_batches(first, [0] * len(first))  # nobody's: they score nothing
+        return rounds, launched + self._launch_batches(rows, owners)
+
+    def _launch_batches(self, rows: list[PassRow], owners: list[int]) -> list[_Launched]:
         most = self.max_batch_tokens if self._model.packs else 1  # one row in each pass
         launched: list[_Launched] = []
         for batch in plan_batches([row.tokens for row in rows], most):
             launched += self._launch([rows[i] for i in batch], [owners[i] for i in batch])
-        return rounds, launched
+        return launched
 
     def _launch(self, rows: list[PassRow], owners: list[int]) -> list[_Launched]:
         """One batch; on a lack of memory its halves, down to single rows."""
