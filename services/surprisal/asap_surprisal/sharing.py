@@ -13,9 +13,9 @@ from asap_surprisal.sequence import Row
 
 __all__ = ["share_beginnings"]
 
-_PAYS = 0.1
-"""Share of a group's tokens that must be saved: the beginning takes a pass of its own, and rows
-behind it are a little slower."""
+_PAYS_TOKENS, _PAYS_SHARE = 512, 0.1
+"""What must be saved, of a group's tokens: the beginning takes a pass of its own, and rows behind
+it are a little slower."""
 
 
 def share_beginnings(
@@ -37,7 +37,8 @@ def share_beginnings(
     for group in groups.values():
         members = [rows[at].row for at in group]
         same = _same(members) if len(group) > 1 else 0
-        if same * (len(group) - 1) <= _PAYS * sum(len(row.ids) for row in members):
+        tokens = sum(len(row.ids) for row in members)
+        if same * (len(group) - 1) < max(_PAYS_TOKENS, _PAYS_SHARE * tokens):
             continue
         begin = PassRow(Row(members[0].ids[:same], [], [], []), grown=KeyValues())
         first.append(begin)

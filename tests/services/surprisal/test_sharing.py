@@ -10,7 +10,8 @@ from asap_surprisal.sequence import Row
 from asap_surprisal.sharing import share_beginnings
 from scoring import ALL_SCORES, FIRST, QUESTION, STEPS, load, request_of
 
-LONG = QUESTION * 12
+LONG = QUESTION * 40
+START = list(range(1000, 1600))
 
 
 def row(*ids, first):
@@ -18,32 +19,36 @@ def row(*ids, first):
 
 
 def test_rows_go_on_behind_what_they_have_in_common():
-    rows = [row(1, 2, 3, 4, 5, first=3), row(9, 9, first=0), row(1, 2, 3, 7, 8, 6, first=3)]
+    rows = [
+        row(*START, 4, 5, first=600),
+        row(9, 9, first=0),
+        row(*START, 7, 8, 6, first=600),
+    ]
     [begin], rest = share_beginnings(rows, ["q", "other", "q"])
-    assert begin.row.ids == [1, 2, 3]
+    assert begin.row.ids == START
     assert begin.row.positions == []
     assert [one.row for one in rest] == [one.row for one in rows]
-    assert [one.reused for one in rest] == [3, 0, 3]
+    assert [one.reused for one in rest] == [600, 0, 600]
     assert rest[0].known is rest[2].known is begin.grown is not None
     assert rest[1].known is None
 
 
 def test_the_first_scored_position_runs_in_each_row():
     """Its hidden state is read, however far the rows agree."""
-    rows = [row(1, 2, 3, 4, first=1), row(1, 2, 3, 4, first=2)]
-    [begin], _ = share_beginnings(rows, ["q", "q"])
-    assert begin.row.ids == [1]
+    [begin], _ = share_beginnings([row(*START, first=599), row(*START, first=597)], ["q", "q"])
+    assert begin.row.ids == START[:597]
 
 
 @pytest.mark.parametrize(
     ("rows", "questions"),
     [
-        ([row(1, 2, 3, first=1)], ["q"]),
-        ([row(1, 2, 3, first=1), row(1, 2, 3, first=1)], ["q", "other"]),
-        ([row(1, 2, 3, first=1), row(1, 2, 3, first=1)], [None, None]),
-        ([row(1, 2, 3, first=1), row(4, 2, 3, first=1)], ["q", "q"]),  # the one was cut in front
-        ([row(1, *range(40), first=1), row(1, *range(40), first=1)], ["q", "q"]),  # 1 of 82
-        ([row(1, 2, first=1), PassRow(Row([1, 2], [], [], []))], ["q", "q"]),
+        ([row(*START, 1, first=600)], ["q"]),
+        ([row(*START, 1, first=600)] * 2, ["q", "other"]),
+        ([row(*START, 1, first=600)] * 2, [None, None]),
+        ([row(*START, 1, first=600), row(5, *START, first=600)], ["q", "q"]),  # cut in front
+        ([row(*START, 1, first=500)] * 2, ["q", "q"]),  # 500 tokens
+        ([row(*START, *range(9000), first=600)] * 2, ["q", "q"]),  # 600 of 19,200
+        ([row(*START, first=599), PassRow(Row(START, [], [], []))], ["q", "q"]),
     ],
 )
 def test_what_does_not_pay_is_left_alone(rows, questions):
