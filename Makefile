@@ -47,7 +47,7 @@ chart: install-dev  ## render, lint, validate and judge the Helm chart with ever
 	$(BIN)/python scripts/chart_docs.py --check
 	$(BIN)/python -m pytest tests/deploy -q
 
-images:  ## build the container images (CPU variant)
+images:  ## build the container images (VARIANT=gpu: for GPUs)
 	sh scripts/images_smoke.sh --build
 
 images-smoke:  ## build them, compose the system, prune, crash each service; needs root and docker (more: --train, --evaluate)

@@ -1,15 +1,17 @@
 #!/bin/sh
-# Build the images of the CPU variant, then tests/faults/composed.py shows that the system made of them
+# Build the images, then tests/faults/composed.py shows that the system made of them
 # works and that killed containers lose nothing.
 #   sh scripts/images_smoke.sh [--train] [--evaluate]
 #                                        with a training run, with vLLM serving and HumanEval
 #   sh scripts/images_smoke.sh --build   all images, and nothing more
+# VARIANT=gpu in the environment builds those for GPUs; the default is cpu.
 # Needs docker, docker compose and Python 3.11. Where no image registry is reachable, the base image is
 # made here, which needs root and debootstrap.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 base=python:3.11-slim
 version=0.1.0
+variant=${VARIANT:-cpu}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -47,8 +49,8 @@ fetch_torch() {
 
 build() { # FILE TARGET IMAGE
   began=$(date +%s)
-  if ! docker build --file "deploy/docker/$1" --target "$2" --tag "$3:$version" . \
-    >"$work/build.log" 2>&1; then
+  if ! docker build --file "deploy/docker/$1" --target "$2" --tag "$3:$version" \
+    --build-arg "VARIANT=$variant" . >"$work/build.log" 2>&1; then
     tail -n 30 "$work/build.log" >&2
     exit 1
   fi
@@ -57,7 +59,7 @@ build() { # FILE TARGET IMAGE
 }
 
 make_base
-fetch_torch
+if [ "$variant" = cpu ]; then fetch_torch; fi
 build stores.Dockerfile redis asap-redis
 build stores.Dockerfile postgres asap-postgres
 build stores.Dockerfile prometheus asap-prometheus

@@ -80,6 +80,8 @@ def _trouble(pod: Any) -> str | None:
 
 
 def _container_trouble(container: Any) -> str | None:
+    if container.ready:  # also one that had to end, and has, whatever went wrong before
+        return None
     waiting = container.state.waiting
     if waiting is not None and waiting.reason in _NO_IMAGE:
         return f"cannot pull {container.image}"

@@ -57,13 +57,13 @@ class ServingCluster:
     def __init__(
         self, *, context: str | None, timeout_s: float, say: Callable[[str], None]
     ) -> None:
-        from kubernetes import client
-
         api = connect(
             os.environ.get("KUBECONFIG") or "~/.kube/config",
             context=context,
             expected="a kubeconfig, in KUBECONFIG or ~/.kube/config, with that context",
         )
+        from kubernetes import client  # `connect` says when it is not installed
+
         self._core, self._apps = client.CoreV1Api(api), client.AppsV1Api(api)
         self._encoded: Callable[[Any], Object] = api.sanitize_for_serialization
         self._ends, self._say, self._said = time.monotonic() + timeout_s, say, ""

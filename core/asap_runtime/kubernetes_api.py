@@ -41,6 +41,7 @@ def connect(kubeconfig: str | None, *, context: str | None = None, expected: str
     Raises Misconfigured.
     """
     try:
+        import yaml  # type: ignore[import-untyped]
         from kubernetes import client, config
     except ImportError as error:
         raise Misconfigured("a cluster needs the extra 'kubernetes'") from error
@@ -51,7 +52,7 @@ def connect(kubeconfig: str | None, *, context: str | None = None, expected: str
             config.load_kube_config(kubeconfig, context, client_configuration=configuration)
         else:
             config.load_incluster_config(client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError) as error:
         raise Misconfigured(f"the cluster cannot be reached: expected {expected}") from error
     return client.ApiClient(configuration)
 

@@ -106,6 +106,15 @@ def test_troubles_are_counted():
             {"containerStatuses": [container({"running": {}}, last=CRASHED)]},
             "restarting: vllm ended with code 1 (Error)",
         ),
+        (
+            {
+                "initContainerStatuses": [
+                    {**container({"terminated": {"exitCode": 0}}, last=CRASHED), "ready": True}
+                ],
+                "containerStatuses": [container({"running": {}})],
+            },
+            "starting",
+        ),
         ({"phase": "Failed"}, "failed"),
         ({"reason": "NodeLost", "phase": "Running"}, "evicted"),
     ],

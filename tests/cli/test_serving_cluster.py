@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import sys
 
 import pytest
 import yaml
@@ -438,3 +439,9 @@ async def test_a_cluster_that_is_not_configured_is_said_so(
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / file))
     with pytest.raises(Misconfigured, match="KUBECONFIG"):
         ServingCluster(context=context, timeout_s=1, say=print)
+
+
+def test_a_client_that_is_not_installed_is_said_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(Misconfigured, match="extra 'kubernetes'"):
+        ServingCluster(context=None, timeout_s=1, say=print)

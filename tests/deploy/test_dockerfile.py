@@ -3,6 +3,7 @@
 import http.server
 import importlib.metadata
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -296,6 +297,20 @@ def test_health_is_one_url_that_answers_with_200():
         assert health(nobody, good) == 0
         assert health(bad) == 1
         assert health(nobody, bad) == 1
+
+
+def test_the_variant_reaches_every_image(tmp_path):
+    docker, asked = tmp_path / "docker", tmp_path / "asked"
+    docker.write_text(f'#!/bin/sh\necho "$*" >> {asked}\necho 1000000\n')
+    docker.chmod(0o755)
+    subprocess.run(
+        ["sh", REPOSITORY / "scripts/images_smoke.sh", "--build"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "VARIANT": "gpu"},
+        check=True,
+    )
+    builds = [line for line in asked.read_text().splitlines() if "/Dockerfile " in line]
+    assert len(builds) == len(TARGETS)
+    assert all("--build-arg VARIANT=gpu" in line for line in builds)
 
 
 @pytest.mark.parametrize(

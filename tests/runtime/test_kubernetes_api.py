@@ -72,6 +72,19 @@ def test_what_is_expected_is_said_where_there_is_no_cluster(kubeconfig, monkeypa
         connect(kubeconfig, expected="a file")
 
 
+def test_a_kubeconfig_that_cannot_be_read_is_said_so(tmp_path):
+    file = tmp_path / "config"
+    file.write_text("clusters: [")
+    with pytest.raises(Misconfigured, match="expected a file"):
+        connect(str(file), expected="a file")
+
+
+def test_a_client_that_is_not_installed_is_said_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(Misconfigured, match="extra 'kubernetes'"):
+        connect(None, expected="a file")
+
+
 def test_labels_are_joined():
     assert joined({"a": "b", "c": "d"}) == "a=b,c=d"
 

@@ -39,11 +39,13 @@
   for: 1m
   labels: {severity: critical}
   annotations: {summary: "No gateway is ready: the database does not answer, or its schema is an old one"}
+{{- if (index . 0).Values.monitoring.serviceMonitor.enabled }}{{/* which gives series their service */}}
 - alert: AsapGatewayAway
   expr: absent(asap_queue_up{ {{- $here -}} ,service="{{ include "asap.fullname" (index . 0) }}-gateway"})
   for: 5m
   labels: {severity: critical}
   annotations: {summary: "Prometheus reads no gateway: none runs, or it is not let in"}
+{{- end }}
 - alert: AsapErrorsFast
   expr: {{ include "asap.burn" (list $here "5m" "0.014") }} and {{ include "asap.burn" (list $here "1h" "0.014") }}
   labels: {severity: critical}

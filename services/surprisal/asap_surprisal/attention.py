@@ -8,7 +8,7 @@ sequence whose keys and values are known. `packing` may be a `LastLayer` instead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -79,9 +79,11 @@ class Packing:
             if row.grown is not None:
                 row.grown.layers.clear()  # of a pass that ran out of memory half-way
 
-    def split(self, key: Tensor, value: Tensor, layer: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each row, known ones included. Keeps those that are to be kept."""
-        parts = []
+    def split(self, key: Tensor, value: Tensor, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of each row, known ones included. Keeps those that are to be kept.
+
+        Made one by one: rows behind a known beginning are together far longer than their pack.
+        """
         for row, new_key, new_value in zip(
             self.rows,
             torch.split(key, self.sizes, 2),
@@ -97,8 +99,7 @@ class Packing:
                 if row.known is None:  # a view would hold the whole pack
                     keys, values = keys.clone(), values.clone()
                 row.grown.layers.append((keys, values))
-            parts.append((keys, values))
-        return parts
+            yield keys, values
 
 
 def to_device(*lists: list[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -204,7 +205,7 @@ def _by_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     if not packing.plain:
-        parts = packing.split(key, value, module.layer_idx)
+        parts = list(packing.split(key, value, module.layer_idx))
         key = torch.cat([keys for keys, _ in parts], dim=2)
         value = torch.cat([values for _, values in parts], dim=2)
     query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))

@@ -28,7 +28,9 @@ STUCK_S = 600.0
 """One that runs counts as work for so long: a large batch on a CPU takes minutes."""
 PROBE_S = 10.0
 BROKEN_AFTER = 2
-"""Texts in a row, each alone on the device, that it had no memory for: no batch gets smaller."""
+"""Texts in a row, each alone on the device, that it failed for or had no memory for: no batch gets
+smaller.
+"""
 PROBE = ScoreRequest("a", ("b",), ("first_token_surprisal",))
 
 
@@ -39,7 +41,7 @@ class WatchedScorer(OverScorer):
         scorer: what is watched.
         sure_tokens: what memory was sure to hold when it was free. That a longer text does not fit
             says nothing of the device; None: any text should.
-        on_broken: called when single texts find no memory `BROKEN_AFTER` times in a row. They have
+        on_broken: called when single texts are refused `BROKEN_AFTER` times in a row. They have
             been given back, but so will be all that follow: a new process is the way out.
     """
 
@@ -106,11 +108,13 @@ class WatchedScorer(OverScorer):
         """Raise CapacityError (`not-ready`) unless a forward pass of the last minute worked.
 
         With none at hand a small one is made, at most one at a time, behind the batch that runs.
-        After `BROKEN_AFTER` lacks of memory in a row a minute passes before a small one counts.
+        After `BROKEN_AFTER` refusals in a row a minute passes before a small one counts.
         """
         now = monotonic()
         if self._refused >= BROKEN_AFTER and now - self._refused_at < FRESH_S:
-            raise CapacityError("the device has too little memory for any text", code="not-ready")
+            raise CapacityError(
+                "the device fails, or has too little memory, for any text", code="not-ready"
+            )
         works = bool(self._running) and now - self._running[0] < STUCK_S
         if not self._failed and (works or now - self._worked_at < FRESH_S):
             return

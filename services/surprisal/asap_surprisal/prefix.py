@@ -38,7 +38,7 @@ class PrefixStore:
     """
 
     def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._rounds: WeakKeyDictionary[ScoreSession, Round] = WeakKeyDictionary()
 
     @property
@@ -49,7 +49,7 @@ class PrefixStore:
     def begin(self, session: ScoreSession, row: Row) -> Round:
         """The next round, which scores `row`; it reuses what the last one left."""
         last = self._rounds.pop(session, None)
-        grown = KeyValues() if self.tokens + len(row.ids) <= self._max_tokens else None
+        grown = KeyValues() if self.tokens + len(row.ids) <= self.max_tokens else None
         if last is None or last.values is None:
             fresh = Round(PassRow(row, grown=grown), {})
         else:

@@ -212,14 +212,15 @@ class TorchScorer:
             rows += parts
             owners += [i] * len(parts)
             questions += [alike] * len(parts)
-        first, rows = share_beginnings(rows, questions)
+        first, rows = share_beginnings(rows, questions, most=self._store.max_tokens)
         launched = self._launch_batches(first, [0] * len(first))  # nobody's: they score nothing
         return rounds, launched + self._launch_batches(rows, owners)
 
     def _launch_batches(self, rows: list[PassRow], owners: list[int]) -> list[_Launched]:
         most = self.max_batch_tokens if self._model.packs else 1  # one row in each pass
         launched: list[_Launched] = []
-        for batch in plan_batches([row.tokens for row in rows], most):
+        # whole rows: attention lays known keys and values beside the new ones
+        for batch in plan_batches([len(row.row.ids) for row in rows], most):
             launched += self._launch([rows[i] for i in batch], [owners[i] for i in batch])
         return launched
 

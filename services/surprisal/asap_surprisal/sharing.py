@@ -19,13 +19,14 @@ it are a little slower."""
 
 
 def share_beginnings(
-    rows: Sequence[PassRow], questions: Sequence[Hashable | None]
+    rows: Sequence[PassRow], questions: Sequence[Hashable | None], *, most: int
 ) -> tuple[list[PassRow], list[PassRow]]:
     """What to run first, and the rows that go on behind it, in their order.
 
     Args:
         rows: none of them computed in part.
         questions: what rows that may begin alike have in common; None: such a row stands alone.
+        most: tokens of beginnings, together, whose keys and values may be kept.
 
     O(tokens).
     """
@@ -38,8 +39,10 @@ def share_beginnings(
         members = [rows[at].row for at in group]
         same = _same(members) if len(group) > 1 else 0
         tokens = sum(len(row.ids) for row in members)
-        if same * (len(group) - 1) < max(_PAYS_TOKENS, _PAYS_SHARE * tokens):
+        saved = same * (len(group) - 1)
+        if same > most or saved < max(_PAYS_TOKENS, _PAYS_SHARE * tokens):
             continue
+        most -= same
         begin = PassRow(Row(members[0].ids[:same], [], [], []), grown=KeyValues())
         first.append(begin)
         for at in group:

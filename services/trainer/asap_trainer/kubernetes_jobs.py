@@ -231,12 +231,12 @@ class KubernetesLauncher:
 
 
 def _connect(kubeconfig: Path | None) -> tuple[Any, Any]:
-    from kubernetes import client
-
     api = connect(
         None if kubeconfig is None else str(kubeconfig.expanduser()),
         expected="trainer.kubernetes.kubeconfig, or a pod with a service account",
     )
+    from kubernetes import client  # `connect` says when it is not installed
+
     return client.BatchV1Api(api), client.CoreV1Api(api)
 
 

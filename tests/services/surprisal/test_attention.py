@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -142,8 +143,21 @@ def test_kept_states_do_not_hold_the_pack():
     key, value = torch.randn(2, 1, 2, 100, 16)
     grown = KeyValues()
     rows = [PackedRow(10, grown=grown), PackedRow(90)]
-    Packing(rows, key.device).split(key, value, 0)
+    list(Packing(rows, key.device).split(key, value, 0))
     assert all(part.untyped_storage().nbytes() == 2 * 10 * 16 * 4 for part in grown.layers[0])
+
+
+def test_rows_behind_a_known_beginning_are_not_all_there_at_once():
+    known = KeyValues(layers=[tuple(torch.randn(2, 1, 2, 100, 16))])
+    rows = [PackedRow(1, 100, known) for _ in range(3)]
+    key, value = torch.randn(2, 1, 2, 3, 16)
+    parts, living = Packing(rows, key.device).split(key, value, 0), []
+    for _ in rows:
+        keys, values = next(parts)
+        assert keys.shape == values.shape == (1, 2, 101, 16)
+        living.append(weakref.ref(keys))
+        del keys, values
+    assert [one() is not None for one in living] == [False, False, True]
 
 
 def test_models_of_transformers_keep_their_own_attention(tiny_model_dir):

@@ -188,6 +188,16 @@ async def test_two_texts_in_a_row_without_memory_break_it_and_a_third_says_so_no
         assert told == [FULL]
 
 
+async def test_a_device_without_numbers_is_broken_as_well(clock):
+    behind, told = Device(), []
+    scorer = WatchedScorer(behind, on_broken=lambda: told.append(1))
+    behind.value = None
+    for times in ([], [1], [1]):
+        with pytest.raises(CapacityError, match=r"fails|no finite number"):
+            await scorer.check()
+        assert told == times
+
+
 async def test_work_in_between_starts_the_count_anew(clock):
     behind, told = Device(), []
     scorer = WatchedScorer(behind, on_broken=lambda: told.append(1))
@@ -222,7 +232,7 @@ async def test_a_broken_device_is_not_ready_for_a_minute_whatever_small_things_i
     await refused(scorer, REQUEST)
     behind.trouble = None
     clock.now += 59
-    with pytest.raises(CapacityError, match="too little memory for any text") as caught:
+    with pytest.raises(CapacityError, match="too little memory, for any text") as caught:
         await scorer.check()
     assert (caught.value.problem_code, behind.probes) == ("not-ready", 0)
     clock.now += 2

@@ -24,7 +24,7 @@ def test_rows_go_on_behind_what_they_have_in_common():
         row(9, 9, first=0),
         row(*START, 7, 8, 6, first=600),
     ]
-    [begin], rest = share_beginnings(rows, ["q", "other", "q"])
+    [begin], rest = share_beginnings(rows, ["q", "other", "q"], most=600)
     assert begin.row.ids == START
     assert begin.row.positions == []
     assert [one.row for one in rest] == [one.row for one in rows]
@@ -35,7 +35,8 @@ def test_rows_go_on_behind_what_they_have_in_common():
 
 def test_the_first_scored_position_runs_in_each_row():
     """Its hidden state is read, however far the rows agree."""
-    [begin], _ = share_beginnings([row(*START, first=599), row(*START, first=597)], ["q", "q"])
+    rows = [row(*START, first=599), row(*START, first=597)]
+    [begin], _ = share_beginnings(rows, ["q", "q"], most=600)
     assert begin.row.ids == START[:597]
 
 
@@ -52,7 +53,14 @@ def test_the_first_scored_position_runs_in_each_row():
     ],
 )
 def test_what_does_not_pay_is_left_alone(rows, questions):
-    assert share_beginnings(rows, questions) == ([], rows)
+    assert share_beginnings(rows, questions, most=10**6) == ([], rows)
+
+
+def test_as_many_beginnings_are_kept_as_there_is_room_for():
+    rows = [row(*START, n, first=600) for n in range(6)]
+    first, rest = share_beginnings(rows, ["a", "b", "c"] * 2, most=1200)
+    assert len(first) == 2
+    assert [one.reused for one in rest] == [600, 600, 0] * 2
 
 
 @pytest.mark.parametrize("context", ["raw", "chat"])
