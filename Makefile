@@ -40,8 +40,8 @@ engines: install-dev  ## the real Unsloth and vLLM (CPU builds) and the sandbox
 test: engines  ## the whole suite, with the real vLLM and the real Unsloth
 	$(BIN)/python -m pytest
 
-test-fast: install-dev  ## what takes seconds: no engines, no slow tests
-	$(BIN)/python -m pytest -m "not contract and not slow"
+test-fast: install-dev  ## the method, the flow and the rules of the tree: under two minutes
+	$(BIN)/python -m pytest -m "not contract and not slow" tests/architecture tests/core tests/runtime
 
 chart: install-dev  ## render, lint, validate and judge the Helm chart with every profile and toggle
 	$(BIN)/python scripts/chart_docs.py --check
