@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from asap.errors import InvalidInput, Misconfigured
+from asap.errors import InvalidInput
 from asap_cli.deploy import DeployOptions, registered, served_name
 from asap_cli.roles import AllSettings
 from asap_cli.serving_cluster import ServingCluster
@@ -30,8 +30,9 @@ def run_in_cluster(
     Raises InvalidInput for a model that no pod could fetch, and what `ServingCluster` raises.
     """
     model = _served(options, **served)
-    deployment, service = _objects(model)
+    manifest = render_manifest(model)
     cluster = ServingCluster(context=context, timeout_s=timeout_s, say=_say)
+    deployment, service = _objects(manifest)
     cluster.apply(deployment, service)
     cluster.wait(deployment)
     _say_setting(model)
@@ -42,8 +43,9 @@ def remove_from_cluster(
 ) -> None:
     """Delete the Deployment and Service of that name. Raises what `ServingCluster` does."""
     model = ServedModel(served_name(options), source="", version="", namespace=namespace)
-    deployment, service = _objects(model)
+    manifest = render_manifest(model)
     cluster = ServingCluster(context=context, timeout_s=timeout_s, say=_say)
+    deployment, service = _objects(manifest)
     cluster.remove(service, deployment)
 
 
@@ -54,12 +56,10 @@ def print_manifest(options: DeployOptions, **served: Any) -> None:
     _say_setting(model)
 
 
-def _objects(model: ServedModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ImportError as error:  # a package that the client brings along
-        raise Misconfigured("a cluster needs the extra 'kubernetes'") from error
-    deployment, service = yaml.safe_load_all(render_manifest(model))
+def _objects(manifest: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    import yaml  # the client brings it along, and a `ServingCluster` has that
+
+    deployment, service = yaml.safe_load_all(manifest)
     return deployment, service
 
 

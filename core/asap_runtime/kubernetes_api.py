@@ -41,7 +41,7 @@ def connect(kubeconfig: str | None, *, context: str | None = None, expected: str
     Raises Misconfigured.
     """
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
         from kubernetes import client, config
     except ImportError as error:
         raise Misconfigured("a cluster needs the extra 'kubernetes'") from error
