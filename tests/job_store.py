@@ -110,14 +110,21 @@ def enter_race(start: Barrier) -> None:
 
 
 def drain(url: str, owner: str) -> list[int]:
-    """What a racing worker process does: claim and finish until nothing is left; its ids."""
+    """What a racing worker process does: claim and finish until nothing is left; its ids.
+
+    All hold their first claims before one finishes any: an order in which a process is done
+    before the others have woken is no race.
+    """
     database = Database(open_engine(url))
     store, done = JobStore(database), []
     _race["start"].wait()
-    while claims := store.claim_next("one", owner, 16):
+    claims = store.claim_next("one", owner, 16)
+    _race["start"].wait()
+    while claims:
         outcomes = [Outcome.done(claim, claim.payload, None) for claim in claims]
         assert store.finish(outcomes) == {claim.id for claim in claims}
         done += [claim.id for claim in claims]
+        claims = store.claim_next("one", owner, 16)
     database.close()
     return done
 

@@ -65,7 +65,7 @@ def platform(database) -> Platform:
 
 @pytest.fixture
 def racers() -> Iterator[ProcessPoolExecutor]:
-    """Four fresh processes whose first calls begin at the same moment."""
+    """Four fresh processes that begin, and may meet again, at the same moment."""
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(4, timeout=60)
     with ProcessPoolExecutor(
