@@ -11,8 +11,22 @@ from asap.errors import InvalidInput
 
 __all__ = ["deploy"]
 
+_ALWAYS = {"model", "name", "kubernetes", "print_only", "remove"}
+_OBJECTS = {
+    "tenant", "server_args", "revision", "sha256", "namespace", "registry", "claim", "gpus",
+    "replicas", "blobs_secret",
+}  # fmt: skip
+_USED = {
+    "without --kubernetes": {"host", "port", "url", "tenant", "server_args", "grace"},
+    "with --kubernetes": {*_OBJECTS, "context", "timeout"},
+    "with --print": _OBJECTS,
+    "with --remove": {"namespace", "context", "timeout"},
+}
+"""The options that do something, by what is to be done."""
+
 
 def deploy(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Directory, hub name, or NAME@V of the registry.")
     ],
@@ -79,7 +93,7 @@ def deploy(
     except ValueError as error:
         raise InvalidInput(f"--server-args: {error}") from None
     options = DeployOptions(model, name, host, port, url, tenant, arguments, grace)
-    _check(kubernetes, print_only, remove)
+    _check(ctx, kubernetes, print_only, remove)
     if not kubernetes:
         raise typer.Exit(run_deploy(options))
 
@@ -103,8 +117,17 @@ def deploy(
         run_in_cluster(options, context=context, timeout_s=timeout, **served)
 
 
-def _check(kubernetes: bool, print_only: bool, remove: bool) -> None:
+def _check(ctx: typer.Context, kubernetes: bool, print_only: bool, remove: bool) -> None:
+    """Refuse what would be passed over: who gives an option expects it to do something."""
     if print_only and remove:
         raise InvalidInput("--print or --remove, not both")
     if (print_only or remove) and not kubernetes:
         raise InvalidInput("--print and --remove need --kubernetes")
+    mode = "with --kubernetes" if kubernetes else "without --kubernetes"
+    mode = "with --print" if print_only else "with --remove" if remove else mode
+    for option in ctx.command.params:
+        name = option.name or ""
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in _ALWAYS | _USED[mode]:
+            raise InvalidInput(f"{option.opts[0]} does nothing {mode}")

@@ -112,7 +112,9 @@ class ServingCluster:
     def _put(self, wanted: Object) -> str:
         """Say the object as it is wanted; what became of it."""
         name = wanted["metadata"]["name"]
-        for _ in range(TRIES):
+        for tried in range(TRIES):
+            if tried:
+                self._rest()
             kept = self._settled(wanted)
             self._check_owner(wanted, kept)
             if kept is None:

@@ -17,9 +17,11 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 
 from asap_runtime.database import SWEEPER_LOCK, Database, open_engine
 
-__all__ = ["has_schema", "upgrade"]
+__all__ = ["VERSION_TABLE", "has_schema", "upgrade"]
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+VERSION_TABLE = "asap_schema"
+"""Not Alembic's own name for it: another application may keep its tables in the same database."""
 
 
 def upgrade(url: str) -> None:
@@ -58,7 +60,8 @@ def has_schema(engine: Engine) -> bool:
 def _will_do(connection: Connection) -> bool:
     scripts = ScriptDirectory.from_config(_config())
     older = {script.revision for script in scripts.walk_revisions()} - set(scripts.get_heads())
-    there = set(MigrationContext.configure(connection).get_current_heads())
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    there = set(context.get_current_heads())
     return bool(there) and not there & older
 
 

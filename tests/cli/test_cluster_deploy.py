@@ -90,6 +90,10 @@ async def test_a_model_comes_into_the_cluster_and_leaves_it(cluster, asap_proces
         (["--kubernetes", "--print", "--remove"], 65, "not both"),
         (["--kubernetes"], 78, "KUBECONFIG"),
         (["--kubernetes", "--remove", "--name", "9"], 65, "--name"),
+        (["--gpus", "1"], 65, "--gpus does nothing without --kubernetes"),
+        (["--kubernetes", "--port", "8000"], 65, "--port does nothing with --kubernetes"),
+        (["--kubernetes", "--print", "--timeout", "9"], 65, "--timeout does nothing with --print"),
+        (["--kubernetes", "--remove", "--claim", "x"], 65, "--claim does nothing with --remove"),
     ],
 )
 def test_wrong_options_are_named(asap, options, code, words):

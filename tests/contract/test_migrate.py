@@ -17,7 +17,7 @@ from asap.errors import UpstreamUnavailable
 from asap_runtime import migrate
 from asap_runtime.database import Database, open_engine
 from asap_runtime.host import open_database
-from asap_runtime.migrate import has_schema, upgrade
+from asap_runtime.migrate import VERSION_TABLE, has_schema, upgrade
 from asap_runtime.settings import RuntimeSettings
 from asap_runtime.tables import metadata
 from asap_runtime.values import Outcome
@@ -38,9 +38,23 @@ def test_an_empty_database_is_not_has_schema(empty, database_url):
     assert has_schema(empty.engine)
 
 
+def test_another_application_may_use_the_same_database(empty, database_url):
+    with empty.write() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('5f0c11aa')"))
+    assert not has_schema(empty.engine)
+    upgrade(database_url)
+    assert has_schema(empty.engine)
+    with empty.read() as connection:
+        theirs = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+    assert theirs == "5f0c11aa"
+
+
 def test_the_migrations_end_at_the_metadata(database):
     with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "version_table": VERSION_TABLE}
+        )
         assert compare_metadata(context, metadata) == []
 
 
@@ -122,7 +136,7 @@ def test_a_migration_that_rewrites_a_table_keeps_what_refers_to_it(platform, dat
 
 def revision(database):
     with database.read() as connection:
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()
 
 
 def test_processes_of_the_release_before_go_on_with_the_new_schema(platform, database_url, release):

@@ -15,7 +15,7 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.health import check_ready, serve_worker, worker_app
 from asap_runtime.host import StageHost
 from asap_runtime.logs import configure_logs
-from asap_runtime.migrate import upgrade
+from asap_runtime.migrate import VERSION_TABLE, upgrade
 from asap_runtime.queue import MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
@@ -146,7 +146,7 @@ async def test_an_old_schema_is_not_ready(database):
     await check_ready(host)
     async with served(host) as http, host:
         with database.write() as connection:
-            connection.execute(text("DELETE FROM alembic_version"))
+            connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))
         assert code(await http.get("/readyz")) == (503, "not-ready")
 
 
