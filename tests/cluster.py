@@ -14,6 +14,7 @@ import httpx
 
 from waiting import PATIENCE_S, free_port
 
+WORKERS = (("anchor", 1), ("anchor", 2), ("surprisal", 1), ("surprisal", 2))
 EXAMPLES = Path(__file__).parents[1] / "examples" / "triples.jsonl"
 
 
@@ -25,6 +26,7 @@ class Cluster:
         self.ports = [free_port() for _ in range(gateways)]
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.url = self.urls[0]
+        self._admin_ports = {f"{stage}-{n}": free_port() for stage, n in WORKERS}
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("ASAP_")},
             "ASAP_HOME": str(folder),
@@ -38,10 +40,12 @@ class Cluster:
         self.processes = {}
 
     def start(self, name, *command):
+        port = self._admin_ports.get(name)
+        own = {} if port is None else {"ASAP_TELEMETRY__ADMIN_PORT": str(port)}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "asap_cli.main", *command],
-                env=self._environment,
+                env=self._environment | own,
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
@@ -53,10 +57,7 @@ class Cluster:
         gateways = zip(names, self.ports, strict=True)
         return {
             **{name: ("gateway", "--port", str(port)) for name, port in gateways},
-            "anchor-1": ("worker", "anchor"),
-            "anchor-2": ("worker", "anchor"),
-            "surprisal-1": ("worker", "surprisal"),
-            "surprisal-2": ("worker", "surprisal"),
+            **{f"{stage}-{n}": ("worker", stage) for stage, n in WORKERS},
         }
 
     def start_all(self):
@@ -64,7 +65,8 @@ class Cluster:
         assert self.processes.pop("schema").wait(PATIENCE_S) == 0
         for name, command in self.commands().items():
             self.start(name, *command)
-        self.wait_ready()
+        for port in (*self.ports, *self._admin_ports.values()):
+            self.wait_ready(f"http://127.0.0.1:{port}")
 
     def wait_ready(self, url=None):
         deadline = time.monotonic() + 2 * PATIENCE_S
@@ -73,7 +75,7 @@ class Cluster:
                 if httpx.get(f"{url or self.url}/readyz").status_code == 200:
                     return
             time.sleep(0.1)
-        raise AssertionError((self.folder / "gateway.log").read_text()[-2000:])
+        raise AssertionError(self._logs())
 
     def signal(self, name, number):
         process = self.processes[name]
@@ -93,8 +95,10 @@ class Cluster:
                 if state.get("phase") == "done":
                     return state
             time.sleep(0.2)
-        logs = "\n".join(p.read_text()[-800:] for p in self.folder.glob("*.log"))
-        raise AssertionError(f"{state}\n{logs}")
+        raise AssertionError(f"{state}\n{self._logs()}")
+
+    def _logs(self):
+        return "\n".join(p.read_text()[-800:] for p in self.folder.glob("*.log"))
 
 
 def submit(cluster, count):

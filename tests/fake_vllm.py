@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from waiting import PATIENCE_S, stop_serving
+from waiting import PATIENCE_S, stop_serving, until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,9 @@ class Say(Item):
     gap_s: float
     finish: str
     per_chunk: int
+    waits_after: int | None
+    """Say nothing more after so many tokens until `go` of the server is set; a whole answer waits
+    likewise."""
     stops_after: int | None
     """Say nothing more after so many tokens, and keep the connection open."""
     resets_after: int | None
@@ -56,6 +59,7 @@ class Say(Item):
         gap_s: float = 0.0,
         finish: str = "stop",
         per_chunk: int = 1,
+        waits_after: int | None = None,
         stops_after: int | None = None,
         resets_after: int | None = None,
         ends_after: int | None = None,
@@ -116,6 +120,8 @@ class FakeVllm:
     concurrent: int = 0
     max_concurrent: int = 0
     sent_bytes: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+    """Lets those go on that wait in the middle of their answer."""
     url: str = ""
     port: int = 0
     _served: int = 0
@@ -216,6 +222,8 @@ class FakeVllm:
         assert isinstance(item, Say)
         answer = Answer(request, item, self.model)
         if not request.body.get("stream"):
+            if item.waits_after is not None:
+                await until(self.go.is_set)
             await asyncio.sleep(item.gap_s * len(item.tokens))
             return web.json_response(answer.whole())
         return await self._stream(http, item, answer)
@@ -226,6 +234,8 @@ class FakeVllm:
         sent = 0
         for count, data in answer.events():
             sent = max(sent, count)
+            if item.waits_after is not None and count > item.waits_after:
+                await until(self.go.is_set)
             if item.stops_after is not None and count > item.stops_after:
                 await asyncio.sleep(3600)
             if item.resets_after is not None and count > item.resets_after:

@@ -25,6 +25,7 @@ class JobController:
 
     def __init__(self, server):
         self._server = server
+        self.deadlines: dict[str, asyncio.Timeout] = {}
 
     async def run(self, job):
         """From its creation until it is Complete or Failed."""
@@ -33,7 +34,8 @@ class JobController:
         job["status"] |= {"startTime": now(), "active": spec.get("parallelism", 1)}
         await self._server.touch("jobs", name)
         try:
-            async with asyncio.timeout(spec.get("activeDeadlineSeconds")):
+            async with asyncio.timeout(spec.get("activeDeadlineSeconds")) as deadline:
+                self.deadlines[name] = deadline
                 async with asyncio.TaskGroup() as group:
                     for index in range(spec.get("completions", 1)):
                         group.create_task(self._complete(job, index))

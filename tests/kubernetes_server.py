@@ -66,9 +66,10 @@ class KubernetesServer:
         self.calls: list[tuple[str, str, str]] = []
         self.pods = Pods(self)
         self.deployments = DeploymentController(self)
+        self.jobs = JobController(self)
         self.controllers: dict[str, Callable[[dict], Awaitable[None]]] = {
             "deployments": self.deployments.run,
-            "jobs": JobController(self).run,
+            "jobs": self.jobs.run,
         }
         self._away = False
         self.watches: set[asyncio.Transport] = set()
@@ -145,6 +146,12 @@ class KubernetesServer:
         """What a queueing controller does to a Job that it lets go."""
         self.objects["jobs", job]["spec"]["suspend"] = False
         await self.touch("jobs", job)
+
+    def overdue(self, job):
+        """The Job has taken as long as it says that it may."""
+        deadline = self.jobs.deadlines[job]
+        assert deadline.when() is not None
+        deadline.reschedule(asyncio.get_running_loop().time())
 
     async def schedule(self):
         """There is a node for pending pods from now on; `pods.scheduling` off is none."""

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import uvicorn
 
 from asap_cli.roles import AllSettings
 from asap_gateway.app import create_app
+from asap_gateway.live import upstreams
 from asap_gateway.live.serving import Serving
 from asap_gateway.live.settings import ServingSettings
 from asap_gateway.service import Gateway
@@ -42,23 +44,31 @@ class LiveGateway:
 def live_gateway(
     home: Path, *, keyed: bool = False, limits: dict[str, Any] | None = None, **serving: Any
 ) -> Iterator[LiveGateway]:
-    """Serves with these settings of live serving while the block runs."""
+    """Serves with these settings of live serving while the block runs; a model server that is slow
+    because the machine is busy is well.
+    """
     settings = AllSettings(
         home=home, telemetry={"log_level": "error"}, gateway=limits or {"requests_per_s": 10_000}
     )
     configure_logs(settings.telemetry)
     database = open_database(settings)
     endpoints = EndpointRegistry(database)
-    live = Serving(ServingSettings(health_period_s=0.2, **serving), endpoints)
+    patient = {"health_period_s": 0.2, "connect_s": PATIENCE_S}
+    live = Serving(ServingSettings(**patient | serving), endpoints)
     keys = KeyRing(database, load_pepper(settings.auth, home))
     gateway = Gateway(
         database, MemoryQueue(), settings.gateway, BlobStore.in_folder(home / "blobs")
     )
     app = create_app(gateway, keys=keys if keyed else None, serving=live)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
+        uvicorn.Config(
+            app, log_config=None, ws="none", timeout_graceful_shutdown=5, timeout_keep_alive=3600
+        )
     )
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+    with (
+        patch.object(upstreams, "HEALTH_TIMEOUT_S", PATIENCE_S),
+        socket.create_server(("127.0.0.1", 0), backlog=2048) as listener,
+    ):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until = time.monotonic() + PATIENCE_S

@@ -77,7 +77,9 @@ def live_server(
         open_gateway(settings, host), keys=keys if keyed else None, running=lambda: host
     )
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, log_config=None, ws="none", timeout_graceful_shutdown=1, timeout_keep_alive=3600
+        )
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -82,10 +82,25 @@ class Run:
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
+STORED_FIRST = """
+import sys, time
+from asap_trainer.checkpoints import Checkpoints
+store = Checkpoints.store
+def stores(self, step, folder, figures):
+    store(self, step, folder, figures)
+    while folder.exists():  # until it is in the store
+        time.sleep(0.01)
+Checkpoints.store = stores
+"""
+"""Training waits for the store, so that each checkpoint gets there: on a slow disk the next one
+would overtake it, or the run would end before what is to happen at it.
+"""
+
+
 def signals_itself(name: str, number: int, *, stored: bool) -> list[str]:
     """The training command that gets a signal when a file of its run is, or would be, stored."""
-    code = f"""
-import os, sys
+    code = f"""{STORED_FIRST}
+import os
 from asap_runtime.run_files import RunFiles
 write = RunFiles.write
 def writes(self, name, data):
@@ -98,6 +113,33 @@ from asap_trainer.train import main
 sys.exit(main(sys.argv[1:]))
 """
     return ["-c", code]
+
+
+def stands_still(folder: Path) -> Path:
+    """An interpreter for training processes. They stand still, when a checkpoint has been handed to
+    the store, until there is a file `go` in the folder, or until they are told to end.
+    """
+    folder.mkdir()
+    (folder / "train.py").write_text(f"""
+import pathlib, sys, time
+from asap_trainer import train
+from asap_trainer.checkpoints import Checkpoints
+go = pathlib.Path({str(folder / "go")!r})
+begin, store, stops = train._Process.__init__, Checkpoints.store, []
+def begins(process, *arguments):
+    stops.append(arguments[-1])
+    begin(process, *arguments)
+def stores(self, *checkpoint):
+    store(self, *checkpoint)
+    while not (go.exists() or stops[0].is_set()):
+        time.sleep(0.02)
+train._Process.__init__, Checkpoints.store = begins, stores
+sys.exit(train.main(sys.argv[3:]))
+""")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "train.py"} "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 def make_run(

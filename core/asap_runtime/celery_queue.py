@@ -258,7 +258,7 @@ class _Broker:
             self._thread.join(FLUSH_S)
 
     def _live(self) -> None:
-        while not self._closed:
+        while True:  # once at least: who closes at once has left messages, too
             connection = self._app.connection_for_write()
             errors = (
                 *connection.connection_errors, *connection.channel_errors, OperationalError,
@@ -274,8 +274,9 @@ class _Broker:
                 self.up = False
             finally:
                 connection.release()
-            if not self._closed:
-                time.sleep(RETRY_S / 2)
+            if self._closed:
+                return
+            time.sleep(RETRY_S / 2)
 
     def _serve(self, connection: Connection) -> None:
         channel = connection.channel()

@@ -39,6 +39,7 @@ SECOND = 1_000_000
 
 STATEMENT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 5
 SWEEPER_LOCK = 0x61736170
 """Key of PostgreSQL's advisory lock: "asap" in ASCII."""
 
@@ -88,11 +89,11 @@ def open_engine(url: str, *, pool_size: int = 5) -> Engine:
             isolation_level="READ COMMITTED",
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=5,
+            pool_timeout=CONNECT_TIMEOUT_S,
             pool_recycle=1800,
             pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
             connect_args={
-                "connect_timeout": 5,
+                "connect_timeout": CONNECT_TIMEOUT_S,
                 "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s",
             },
         )

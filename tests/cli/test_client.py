@@ -247,7 +247,7 @@ def test_faults_of_the_server_are_errors_with_its_name(serve):
     with pytest.raises(Overloaded) as raised:
         client.jobs(3)
     assert raised.value.context == {"retry_after_s": 30}
-    client.http.timeout = 0.2
+    client.http.timeout = httpx.Timeout(PATIENCE_S, read=0.2)
     with pytest.raises(UpstreamTimeout, match="did not answer in time"):
         client.cancel("j")
 

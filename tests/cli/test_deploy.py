@@ -14,8 +14,9 @@ import pytest
 from asap_evaluator.sessions import ended, leader
 from live_gateway import live_gateway
 from vllm_program import program, starts
+from waiting import PATIENCE_S, free_port
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def deploy(model):
     for process in running:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            process.communicate(timeout=2 * PATIENCE_S)
 
 
 def started(home):
@@ -61,7 +62,7 @@ def started(home):
 
 
 def until(process, holds):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 2 * PATIENCE_S
     while not (found := holds()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "it takes too long"
@@ -79,12 +80,12 @@ def test_a_deployed_model_is_reached_through_the_gateway_until_it_leaves(deploy,
         assert there.url.startswith("http://127.0.0.1:")
 
         def served():
-            models = httpx.get(f"{gateway.url}/v1/models").json()["data"]
+            models = httpx.get(f"{gateway.url}/v1/models", timeout=PATIENCE_S).json()["data"]
             return [one["id"] for one in models] == ["tiny"]
 
         until(process, served)
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
-        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=30)
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"] == "hello"
         [start] = started(home)
@@ -102,7 +103,7 @@ def test_a_deployed_model_is_reached_through_the_gateway_until_it_leaves(deploy,
         until(process, lambda: len(gateway.endpoints.live()) == 1)
 
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=2 * PATIENCE_S)[1]
         assert process.returncode == 0, said
         assert "tiny is served at http://127.0.0.1:" in said
         assert gateway.endpoints.live() == []
@@ -113,8 +114,8 @@ def test_a_deployed_model_is_reached_through_the_gateway_until_it_leaves(deploy,
 def test_a_server_that_does_not_start_is_never_announced(deploy, model, tmp_path):
     (model / "behaviour.json").write_text(json.dumps({"exit": 3}))
     with live_gateway(tmp_path / "home") as gateway:
-        process = deploy("--name", "one", "--port", "18999")
-        said = process.communicate(timeout=60)[1]
+        process = deploy("--name", "one", "--port", str(free_port()))
+        said = process.communicate(timeout=2 * PATIENCE_S)[1]
         assert process.returncode == 69
         assert "ended with code 3" in said
         assert gateway.endpoints.live() == []

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx
@@ -14,12 +14,13 @@ import pytest
 
 from asap.types import Record
 from asap_cli.client import JobsClient
+from asap_cli.watch import JobProgress
 from asap_runtime.datasets import read_records
 from asap_runtime.logs import configure_logs
 from asap_runtime.settings import TelemetrySettings
 from fakes import rows
 from live_server import live_server
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "triples.jsonl"
 
@@ -51,6 +52,8 @@ def held(server, asap, samples):
     server.anchor.open.clear()
     ran = asap("jobs", "submit", samples)
     assert ran.code == 0, ran.err
+    with JobsClient.open(server.url) as client:
+        asyncio.run(until(lambda: client.job(ran.out.strip()).phase != "validating"))
     return ran.out.strip()
 
 
@@ -197,7 +200,7 @@ def test_the_options_of_a_job_reach_the_server(asap, server, samples):
     ran = asap("jobs", "submit", samples, *options, "--watch")
     assert ran.code == 0, ran.err
     assert "cost $0.0000 of at most $2.50" in ran.err
-    job = httpx.get(f"{server.url}/jobs/{ran.out.strip()}").json()
+    job = httpx.get(f"{server.url}/jobs/{ran.out.strip()}", timeout=PATIENCE_S).json()
     assert job["cost_cap_usd"] == 2.5
     assert job["deadline_at"] - job["created_at"] == pytest.approx(3600, abs=1)
     assert job["webhook"] is False
@@ -367,12 +370,17 @@ def test_ctrl_c_ends_the_watch_and_not_the_job(server, held):
         assert client.job(held).phase in ("queued", "running")
 
 
-def test_the_watch_sees_a_job_that_is_deleted_meanwhile(asap, server, held):
+def test_the_watch_sees_a_job_that_is_deleted_meanwhile(asap, server, held, monkeypatch):
+    show = JobProgress.show
     with JobsClient.open(server.url) as client:
-        late = threading.Timer(0.7, client.delete, [held])
-        late.start()
+
+        def show_and_delete(progress, job):
+            show(progress, job)
+            client.delete(job.id)
+
+        monkeypatch.setattr(JobProgress, "show", show_and_delete)
         ran = asap("jobs", "watch", held)
-        late.join()
+    assert "anchor 0/6" in ran.err
     assert ran.code == 66
     assert "there is no job" in ran.err
 

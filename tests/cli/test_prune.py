@@ -18,6 +18,9 @@ from openai_server import OpenAIServer, Reply, Status
 from waiting import PATIENCE_S
 
 DIRECT = "Step-by-Step Solution: first this, then that."
+LATER = "This one is answered in an hour."
+SOON = 48
+"""Records of `many` that are answered at once: three chunks of those that are scored together."""
 
 
 @pytest.fixture
@@ -208,32 +211,50 @@ def test_a_server_that_is_gone_stops_the_run_and_keeps_what_is_done(asap, sample
     assert [row["id"] for row in rows(out)] == [json.loads(line)["id"] for line in many]
 
 
-def test_a_killed_run_goes_on_without_repeating_a_call(samples, llm, tmp_path):
-    server, options = llm
-    out, reference = tmp_path / "out.jsonl", tmp_path / "reference.jsonl"
-    many = [
-        json.dumps({**row, "id": f"{row['id']}-{i}", "question": f"{i} {row['question']}"})
+@pytest.fixture
+def many(samples):
+    """96 records; a run of them stands still behind the first SOON, until LATER is answered."""
+    source = [
+        {**row, "id": f"{row['id']}-{i}", "question": f"{i} {row['question']}"}
         for i in range(16)
         for row in rows(samples)
     ]
-    samples.write_text("\n".join(many) + "\n")
-    command = [sys.executable, "-m", "asap_cli.main", "prune", str(samples), "-o"]
+    for row in source[SOON:]:
+        row["question"] = f"{LATER} {row['question']}"
+    samples.write_text("".join(f"{json.dumps(row)}\n" for row in source))
+    return samples
+
+
+def until_it_stands_still(running, journal):
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= SOON):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.05)
+
+
+def silent_at_first(prompt, body):
+    return Reply(DIRECT, delay_s=3600) if LATER in prompt else answer(prompt, body)
+
+
+def test_a_killed_run_goes_on_without_repeating_a_call(many, llm, tmp_path):
+    server, options = llm
+    server.script = silent_at_first
+    out, reference = tmp_path / "out.jsonl", tmp_path / "reference.jsonl"
+    command = [sys.executable, "-m", "asap_cli.main", "prune", str(many), "-o"]
     options = [*map(str, options), "--llm-concurrency", "4"]
     journal = Journal.path_for(out)
     started = subprocess.Popen([*command, str(out), *options], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + PATIENCE_S
-    while not (journal.exists() and journal.stat().st_size > 20_000):
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.01)
+    until_it_stands_still(started, journal)
     started.send_signal(signal.SIGKILL)
     started.wait()
+    server.script = answer
     with journal.open("ab") as stream:
         stream.write(b'{"key": "cut in the mid')  # the line that the kill cut
     ran = subprocess.run(
         [*command, str(out), *options], stderr=subprocess.PIPE, text=True, check=True
     )
-    assert "resuming: " in ran.stderr
+    assert f"resuming: {SOON} records" in ran.stderr
     prompts = [(r.prompt, r.body["seed"]) for r in server.requests]
     # replies of calls in flight at the kill were never seen; at most those are asked for again
     assert len(prompts) - len(set(prompts)) <= 4
@@ -244,28 +265,19 @@ def test_a_killed_run_goes_on_without_repeating_a_call(samples, llm, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_a_valid_file(samples, llm, tmp_path, number):
-    _, options = llm
+def test_an_interrupted_run_leaves_a_valid_file(many, llm, tmp_path, number):
+    server, options = llm
+    server.script = silent_at_first
     out = tmp_path / "out.jsonl"
-    many = [
-        json.dumps({**row, "id": f"{row['id']}-{i}", "question": f"{i} {row['question']}"})
-        for i in range(40)
-        for row in rows(samples)
-    ]
-    samples.write_text("\n".join(many) + "\n")
-    command = [sys.executable, "-m", "asap_cli.main", "prune", str(samples), "-o", str(out)]
+    command = [sys.executable, "-m", "asap_cli.main", "prune", str(many), "-o", str(out)]
     running = subprocess.Popen([*command, *map(str, options)], stderr=subprocess.PIPE, text=True)
-    journal = Journal.path_for(out)
-    deadline = time.monotonic() + PATIENCE_S
-    while not (journal.exists() and journal.stat().st_size > 20_000):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until_it_stands_still(running, Journal.path_for(out))
     os.kill(running.pid, number)
     _, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130, err
     written = [Record.model_validate(row) for row in rows(out)]
-    assert 0 < len(written) < 240
-    assert f"interrupted: {len(written)} records" in err
+    assert len(written) == SOON
+    assert f"interrupted: {SOON} records" in err
     assert "Traceback" not in err
 
 

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from training_runs import triples
+from training_runs import stands_still, triples
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(300)
 SECRET = "zebra-crossing-text"
@@ -95,9 +96,11 @@ def test_a_run_ends_with_a_model_and_the_same_command_has_nothing_left_to_do(
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on_from_there(
-    asap, data, tiny_model_dir, tmp_path
+    asap, data, tiny_model_dir, tmp_path, monkeypatch
 ):
-    options = [*recipe(max_steps=120), "-o", str(tmp_path / "model")]
+    python = stands_still(tmp_path / "interpreter")
+    monkeypatch.setenv("ASAP_TRAINER__PYTHON", str(python))
+    options = [*recipe(max_steps=12), "-o", str(tmp_path / "model")]
     command = ["train", str(data), "--base", str(tiny_model_dir), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "asap_cli.main", *command], stderr=subprocess.PIPE, text=True
@@ -107,10 +110,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on_from_there(
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=90)[1]
+    said = process.communicate(timeout=4 * PATIENCE_S)[1]
     assert process.returncode == 130
     assert "goes on from there" in said
     assert not (tmp_path / "model").exists()
+    (python.parent / "go").touch()
     assert asap(*command).code == 0
     (run,) = runs.iterdir()
     assert json.loads((run / "progress.json").read_text())["resumed_from"] >= 2

@@ -67,7 +67,7 @@ def test_plain_lines_come_at_changes_of_phase_and_from_time_to_time():
             for state in states:
                 progress.show(state)
 
-    lines = said(show).splitlines()
+    lines = said(lambda console: show(console, line_every_s=3600)).splitlines()
     assert lines[0] == "queued, anchor 0/4, surprisal 0/4"
     assert lines[-1] == "done, anchor 4/4, surprisal 4/4"
     assert len(lines) == 3

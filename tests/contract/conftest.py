@@ -12,7 +12,8 @@ from asap_runtime.database import Database, open_engine
 from asap_runtime.migrate import upgrade
 from engines import postgres
 from engines.vllm_server import VllmServer, missing, serve
-from job_store import Platform, enter_race
+from job_store import PATIENT, Platform, enter_race
+from waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,13 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def patient_databases(monkeypatch) -> None:
+    """No database is given up because the machine stood still for a while."""
+    for name, limit_s in PATIENT.items():
+        monkeypatch.setattr(f"asap_runtime.database.{name}", limit_s)
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.contract)])
 def database_url(request, tmp_path) -> Iterator[str]:
     """The URL of an empty database, of each kind in turn."""
@@ -50,9 +58,9 @@ def database_url(request, tmp_path) -> Iterator[str]:
 
 @pytest.fixture
 def database(database_url) -> Iterator[Database]:
-    """A migrated database."""
+    """A migrated database, with a connection for each thread that a test starts."""
     upgrade(database_url)
-    database = Database(open_engine(database_url))
+    database = Database(open_engine(database_url, pool_size=8))
     yield database
     database.close()
 
@@ -67,7 +75,7 @@ def platform(database) -> Platform:
 def racers() -> Iterator[ProcessPoolExecutor]:
     """Four fresh processes that begin, and may meet again, at the same moment."""
     context = multiprocessing.get_context("spawn")
-    start = context.Barrier(4, timeout=60)
+    start = context.Barrier(4, timeout=4 * PATIENCE_S)
     with ProcessPoolExecutor(
         4, mp_context=context, initializer=enter_race, initargs=(start,)
     ) as pool:

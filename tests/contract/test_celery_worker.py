@@ -25,7 +25,10 @@ pytestmark = [
 
 PROCESS = """
 import asyncio, os, signal, sys
+from asap_runtime import celery_queue
 from asap_runtime.brokers import open_queue
+
+celery_queue.DRAIN_S = 60.0  # what it gives back has arrived before it ends
 
 async def main():
     queue, ended = open_queue(sys.argv[1]), asyncio.Event()
@@ -46,6 +49,12 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test(monkeypatch):
+    """It would meddle with the next: Celery's state is the process's."""
+    monkeypatch.setattr("asap_runtime.celery_queue.DRAIN_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ async def test_a_watch_tells_a_job_from_its_creation_to_its_end(cluster, batch, 
 
     def seen():
         events = watch.Watch().stream(
-            batch.list_namespaced_job, SPACE, timeout_seconds=20, resource_version="0"
+            batch.list_namespaced_job, SPACE, timeout_seconds=240, resource_version="0"
         )
         for event in events:
             yield event["type"], [one.type for one in event["object"].status.conditions or ()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,11 +29,14 @@ from training_program import (
 
 @dataclass
 class Place:
-    """Where the program is launched; `launcher` makes one more worker's."""
+    """Where the program is launched; `launcher` makes one more worker's, and `overdue` passes the
+    time of hours that a launch, by its name, has at most.
+    """
 
     kind: str
     program: Program
     make: Callable[..., Launcher]
+    overdue: Callable[[str], None]
 
     def launcher(self, **trainer) -> Launcher:
         return self.make(**trainer)
@@ -46,14 +50,17 @@ async def place(request, tmp_path):
         def make(**trainer):
             return LocalLauncher(local_settings(tmp_path, program.python, **trainer))
 
-        yield Place(request.param, program, make)
+        def overdue(name):
+            os.utime(tmp_path / "work" / name / "pid", (0, 0))
+
+        yield Place(request.param, program, make, overdue)
     else:
         async with KubernetesServer(tmp_path / "cluster", python=program.python) as cluster:
 
             def make(**trainer):
                 return KubernetesLauncher(cluster_settings(tmp_path, cluster.kubeconfig, **trainer))
 
-            yield Place(request.param, program, make)
+            yield Place(request.param, program, make, cluster.overdue)
     program.kill()
 
 
@@ -162,9 +169,10 @@ async def test_a_stopped_run_ends_with_all_its_processes(place):
 
 
 async def test_a_run_that_takes_too_long_is_stopped_and_has_failed(place):
-    launcher = place.launcher(max_hours=6 / 3600)
+    launcher = place.launcher(max_hours=2)
     launch = await launcher.launch(train_run(), 0)
     [start] = await place.program.begun(1)
+    place.overdue(launch.name)
     status = await until(launcher, launch, "failed")
     assert status.reason == "deadline"
     await dead(start["pid"], start["child"])

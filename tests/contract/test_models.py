@@ -47,13 +47,13 @@ def test_a_job_has_one_model_however_often_it_is_added(registry):
 def test_of_the_processes_that_race_each_gets_its_own_number(registry, database_url, racers):
     jobs = [[job(10 * process + n) for n in range(5)] for process in range(4)]
     runs = [racers.submit(register, database_url, "x", of_one) for of_one in jobs]
-    versions = [version for run in runs for version in run.result(timeout=60)]
+    versions = [version for run in runs for version in run.result()]
     assert sorted(versions) == list(range(1, 21))
 
 
 def test_of_the_processes_that_add_the_same_job_all_get_one_version(registry, database_url, racers):
     runs = [racers.submit(register, database_url, "x", [job(1)]) for _ in range(4)]
-    assert [run.result(timeout=60) for run in runs] == [[1]] * 4
+    assert [run.result() for run in runs] == [[1]] * 4
     assert len(registry.list(TENANT)) == 1
 
 
@@ -97,7 +97,7 @@ def test_promotions_that_race_leave_one_in_production(registry, database_url, ra
         a_model(registry, "x", job(n))
     runs = [racers.submit(promote, database_url, "x", [n + 1] * 10) for n in range(4)]
     for run in runs:
-        run.result(timeout=60)
+        run.result()
     stages = [model.stage for model in registry.list(TENANT, name="x")]
     assert sorted(stages) == ["none", "none", "none", "production"]
 
@@ -194,6 +194,6 @@ def test_figures_that_are_added_at_once_are_all_there(registry, database_url, ra
     keys = [[f"{process}.{n}" for n in range(5)] for process in range(4)]
     runs = [racers.submit(annotate, database_url, "x", of_one) for of_one in keys]
     for run in runs:
-        run.result(timeout=60)
+        run.result()
     meta = registry.get(TENANT, "x", 1).meta
     assert set(meta) == {"held_out_loss_after", *(key for of_one in keys for key in of_one)}

@@ -33,12 +33,14 @@ from asap_surprisal.settings import ScorerSettings
 from fakes import TableScorer
 from openai_server import OpenAIServer, Reply, Status
 from otlp_receiver import collector
-from waiting import until
+from waiting import PATIENCE_S, until
 
 PLANT = "planted"
 COT = "planted one step.\n\nplanted two steps.\n\nplanted three steps."
 LLM = {"price_in": 1.0, "price_out": 1.0, "model": "tiny", "api_key": "sk-planted-key"}
 JSON = {"content-type": "application/json"}
+WAIT_S = 60
+"""The longest that a request may ask for."""
 CONFIG = {"protocol": "rewrite", "match": "paper", "max_attempts": 1, "on_fail": "drop"}
 
 
@@ -125,7 +127,7 @@ async def platform(tmp_path, monkeypatch):
         for served in (app, worker):
             port = await stack.enter_async_context(serve_worker(served, "127.0.0.1", 0))
             client = httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{port}", headers=JSON, timeout=30
+                base_url=f"http://127.0.0.1:{port}", headers=JSON, timeout=2 * PATIENCE_S
             )
             clients.append(await stack.enter_async_context(client))
         await stack.enter_async_context(host)
@@ -161,7 +163,10 @@ async def refusals(gateway, worker):
         ("malformed-json", worker.post("/score", content=half)),
         ("payload-too-large", gateway.post("/prune", content=long)),
         *((code, worker.post("/score", json=body)) for code, body in scores),
-        *((code, gateway.post("/prune", content=json.dumps(body))) for code, body in prunes),
+        *(
+            (code, gateway.post("/prune", content=json.dumps({"wait_s": WAIT_S} | body)))
+            for code, body in prunes
+        ),
     ]
     return [(code, await request) for code, request in tries]
 
@@ -169,7 +174,8 @@ async def refusals(gateway, worker):
 async def test_no_plant_is_ever_shown(platform, capfd):
     configure_logs(TelemetrySettings(log_level="debug", log_json=True))
     gateway, worker, spans = platform
-    good = await gateway.post("/prune", json={"triple": triple("good"), "config": CONFIG})
+    body = {"triple": triple("good"), "config": CONFIG, "wait_s": WAIT_S}
+    good = await gateway.post("/prune", json=body)
     assert good.status_code == 200, good.text
     assert PLANT in good.text  # the record is the caller's own
     shown = []

@@ -208,10 +208,10 @@ def test_a_batch_may_mix_outcomes(platform):
 
 def test_a_heartbeat_keeps_the_lease(platform):
     platform.job(2)
-    claims = platform.claim(lease_s=10)
-    platform.pass_time(8)
-    assert platform.store.heartbeat(claims[:1], 10) == {claims[0].id}
-    platform.pass_time(8)
+    claims = platform.claim(lease_s=1000)
+    platform.pass_time(800)
+    assert platform.store.heartbeat(claims[:1], 1000) == {claims[0].id}
+    platform.pass_time(800)
     assert platform.sweep.expire_leases(10).requeued == 1
     assert platform.store.heartbeat(claims) == {claims[0].id}
     assert platform.store.heartbeat([]) == set()

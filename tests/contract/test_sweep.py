@@ -19,9 +19,9 @@ def test_published_items_are_not_due_until_they_are_forgotten(platform):
     platform.sweep.mark_published(due)
     platform.sweep.mark_published([])
     assert len(platform.ids()) == 1
-    platform.pass_time(59)
+    platform.pass_time(30)
     assert len(platform.ids()) == 1
-    platform.pass_time(2)
+    platform.pass_time(31)
     assert len(platform.ids()) == 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -41,8 +42,6 @@ KEYS = {"access_key": "key", "secret_key": "secret"}
 CONFIG = TrainConfig(
     preset="demo", backend="plain", max_steps=6, accumulation=1, save_every=3, log_every=1
 )
-# Long enough to lose its node after its first checkpoint.
-LONGER = CONFIG.model_copy(update={"max_steps": 150, "save_every": 50})
 
 
 @pytest.fixture
@@ -121,9 +120,33 @@ async def test_a_process_trains_and_its_model_is_registered(tmp_path, registry, 
     await idle(stage)
 
 
+def held_at_its_checkpoint(folder) -> tuple[str, Path]:
+    """An interpreter whose training goes no further than its first checkpoint before there is a
+    file; both.
+    """
+    folder.mkdir()
+    python, held, lost = (folder / name for name in ("python", "held.py", "lost"))
+    held.write_text(f"""
+import pathlib, sys, time
+from asap_trainer.loop import _Watch
+from asap_trainer.train import main
+begin = _Watch.on_step_begin
+def begins(self, args, state, control, **options):
+    while state.global_step == {CONFIG.save_every} and not pathlib.Path({str(lost)!r}).exists():
+        time.sleep(0.02)
+    begin(self, args, state, control, **options)
+_Watch.on_step_begin = begins
+sys.exit(main(sys.argv[1:]))
+""")
+    python.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" "{held}" "$@"\n')
+    python.chmod(0o755)
+    return str(python), lost
+
+
 @pytest.mark.contract
 async def test_a_job_that_loses_its_node_goes_on_from_its_checkpoint(tmp_path, registry, bucket):
-    async with KubernetesServer(tmp_path / "cluster") as cluster:
+    python, gone = held_at_its_checkpoint(tmp_path / "held")
+    async with KubernetesServer(tmp_path / "cluster", python=python) as cluster:
         cluster.secrets["for-runs"] = {
             "OMP_NUM_THREADS": "1",
             **{f"ASAP_BLOBS__{name.upper()}": value for name, value in KEYS.items()},
@@ -133,7 +156,7 @@ async def test_a_job_that_loses_its_node_goes_on_from_its_checkpoint(tmp_path, r
         }  # fmt: skip
         group = {"launcher": "kubernetes", "poll_s": 0.2, "kubernetes": kubernetes}
         settings = TrainerSettings(home=tmp_path, blobs=bucket, trainer=group)
-        blobs, run = prepared(settings, LONGER)
+        blobs, run = prepared(settings, CONFIG)
         lost = []
 
         async def lose_the_node(run):
@@ -141,14 +164,15 @@ async def test_a_job_that_loses_its_node_goes_on_from_its_checkpoint(tmp_path, r
             if not lost and stored:
                 lost.append(await cluster.running(run.launch.name))
                 await cluster.remove("pods", lost[0])
+                gone.touch()
 
         run = await finished(
             TrainStage(settings, blobs=blobs, registry=registry), run, lose_the_node
         )
     assert lost
     assert run.launch.attempt == 1
-    assert run.progress.resumed_from >= 1
-    assert run.result.steps == LONGER.max_steps
+    assert run.progress.resumed_from >= CONFIG.save_every
+    assert run.result.steps == CONFIG.max_steps
     recorded(registry, run)
 
 

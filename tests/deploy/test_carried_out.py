@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from engines import postgres, redis_server
 from helm_chart import changed, named, profile, render
 from job_store import Platform
 from live_server import live_server
+from waiting import PATIENCE_S, free_port
 
 
 @pytest.fixture
@@ -58,16 +58,14 @@ def test_redis_understands_its_options(tmp_path):
     ][0]
     options = [one.replace("$(REDIS_PASSWORD)", "word") for one in container["args"]]
     options[options.index("--dir") + 1] = str(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(redis_server.executable()), *options, "--port", str(port)]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         with redis.Redis(port=port, password="word", decode_responses=True) as client:
             wait = tenacity.Retrying(
-                stop=tenacity.stop_after_delay(10), wait=tenacity.wait_fixed(0.05)
+                stop=tenacity.stop_after_delay(PATIENCE_S), wait=tenacity.wait_fixed(0.05)
             )
             wait(client.ping)
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
@@ -77,7 +75,7 @@ def test_redis_understands_its_options(tmp_path):
             stranger.ping()
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(PATIENCE_S)
 
 
 def test_the_test_pod_prunes_a_triple(tmp_path):

@@ -23,8 +23,6 @@ from sqlalchemy.exc import OperationalError
 
 from waiting import PATIENCE_S, free_port
 
-STOP_S = 10.0
-
 
 def binaries() -> Path | None:
     """The directory of `postgres` and `initdb`: of the wheel, else of the system."""
@@ -96,6 +94,7 @@ class PostgresServer:
             binaries() / "postgres", "-D", self.directory, "-p", str(self.port),
             "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
             "-c", "shared_buffers=64MB", "-c", "max_connections=60",
+            "-c", "autovacuum=off",  # statistics change when a test says so
         ]  # fmt: skip
         self._process = subprocess.Popen(command, cwd=self.directory, **_quiet())
         engine = create_engine(self.url("postgres"))
@@ -116,7 +115,7 @@ class PostgresServer:
             return
         self._process.send_signal(end)
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -62,7 +62,8 @@ def test_a_job_that_ends_frees_its_share(platform, admission):
     admission().check("a", 1)
 
 
-def test_a_count_is_used_again_for_a_moment(platform, admission):
+def test_a_count_is_used_again_for_a_moment(platform, admission, monkeypatch):
+    monkeypatch.setattr("asap_gateway.admission.COUNTED_FOR_S", 3600.0)
     one = admission()
     one.check("a", 1)
     platform.job(10, tenant="a")

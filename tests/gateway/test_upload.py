@@ -6,13 +6,14 @@ import asyncio
 import gzip
 import io
 import json
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from asap_gateway.settings import GatewayLimits
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 TRIPLE = {"question": "q", "cot": "first step\n\nsecond\n\nthe third step", "answer": "a step"}
 CONFIG = {"max_tokens": 4}
@@ -58,6 +59,22 @@ def blobs(client):
     return [blob.key for blob in client.app.state.gateway.submissions.blobs.uploads()]
 
 
+async def no_file_is_left(client):
+    """A file goes when its job has been taken in or rejected, a moment later."""
+    await until(lambda: blobs(client) == [])
+
+
+@contextmanager
+def nothing_taken_in(client):
+    """While the block runs, a new job waits."""
+    ingester = client.app.state.gateway.submissions.ingester
+    ingester.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        ingester.__enter__()
+
+
 async def nothing_is_left(client):
     return (await client.get("/jobs")).json()["jobs"] == [] and blobs(client) == []
 
@@ -72,7 +89,8 @@ async def nothing_is_left(client):
     ],
 )
 async def test_a_file_is_a_job_and_is_gone_when_its_lines_are_in(client, name, encode):
-    answer = await upload(client, encode(numbered(30)), name, {"config": CONFIG})
+    with nothing_taken_in(client):
+        answer = await upload(client, encode(numbered(30)), name, {"config": CONFIG})
     assert answer.json()["phase"] == "validating"
     assert answer.headers["Location"] == f"/jobs/{answer.json()['id']}"
     state = await ended(client, answer)
@@ -82,7 +100,7 @@ async def test_a_file_is_a_job_and_is_gone_when_its_lines_are_in(client, name, e
     assert [json.loads(line)["id"] for line in result.text.splitlines()] == [
         str(i) for i in range(30)
     ]
-    assert blobs(client) == []
+    await no_file_is_left(client)
 
 
 async def test_bad_lines_are_failed_items(client):
@@ -107,7 +125,7 @@ async def test_a_file_with_too_many_bad_lines_is_rejected_with_the_first_hundred
     assert len(lines) == 99
     assert lines[0]["code"] == "malformed-json"
     assert lines[0]["detail"].startswith("line 41: ")
-    assert blobs(client) == []
+    await no_file_is_left(client)
 
 
 async def test_a_file_with_too_many_lines_is_rejected(client):
@@ -246,7 +264,7 @@ async def test_a_repeated_upload_hears_the_first_answer(client):
     assert again.headers["Location"] == first.headers["Location"]
     await ended(client, first)
     assert len((await client.get("/jobs")).json()["jobs"]) == 1
-    assert blobs(client) == []
+    await no_file_is_left(client)
     for other in (upload(client, data, key="k"), upload(client, data + data, key="k")):
         answer = await other
         assert (answer.status_code, answer.json()["code"]) == (409, "idempotency-mismatch")
@@ -277,7 +295,8 @@ def dataset(client, tmp_path):
 
 async def test_a_data_set_is_a_job_and_stays(client, dataset):
     path, uri = dataset
-    answer = await client.post("/jobs", json={"dataset": uri, "config": CONFIG})
+    with nothing_taken_in(client):
+        answer = await client.post("/jobs", json={"dataset": uri, "config": CONFIG})
     assert answer.json()["phase"] == "validating"
     state = await ended(client, answer)
     assert (state["phase"], state["total"]) == ("done", 5)

@@ -19,9 +19,18 @@ from asap_runtime.tables import deliveries, jobs
 from asap_runtime.values import ItemProblem
 from asap_runtime.webhooks import WebhookCaller, WebhookSettings, is_public, signature
 from job_store import PROBLEM, TENANT, Platform
+from waiting import PATIENCE_S
 from webhook_receiver import SECRET, Receiver, in_turn, receiving, status
 
 PATH = "/hook?token=very-secret-path"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """No call is given up, and no next try is due, because this machine is busy."""
+    monkeypatch.setattr("asap_runtime.webhooks.TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr("asap_runtime.webhooks.CONNECT_S", PATIENCE_S)
+    monkeypatch.setattr("asap_runtime.deliveries.DELAYS_S", (1800.0,) * 4)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from asap_runtime.migrate import VERSION_TABLE, upgrade
 from asap_runtime.queue import MemoryQueue, Message
 from asap_runtime.settings import TelemetrySettings
 from asap_runtime.stage import Done
+from waiting import PATIENCE_S
 
 
 class Plain:
@@ -85,7 +86,7 @@ def database(tmp_path):
 async def served(host, routes=()):
     async with (
         serve_worker(worker_app(host, routes), "127.0.0.1", 0) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http,
     ):
         yield http
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import threading
-import time
 
 import pytest
 from sqlalchemy import select, update
@@ -27,6 +26,7 @@ from asap_runtime.stage import Done, RunnerLimits, Wait, next_stage
 from asap_runtime.store import JobStore
 from asap_runtime.tables import items, jobs
 from asap_runtime.values import NewItem, pack, unpack
+from job_store import Platform
 from waiting import PATIENCE_S, until
 
 FAST = RunnerLimits(
@@ -235,16 +235,20 @@ async def test_waiting_is_no_attempt(database):
 
 
 async def test_a_heartbeat_keeps_an_item_that_takes_longer_than_its_lease(database):
+    """Each turn of the item takes two thirds of the lease: the third one has none left."""
+
     def lease_until():
         with database.read() as connection:
             return connection.execute(select(items.c.lease_until)).scalar_one()
 
     async def act(record, times):
-        first = lease_until()
-        await until(lambda: database.time() > first)
+        for _ in range(3):
+            Platform(database).pass_time(400)
+            left = lease_until()
+            await until(lambda left=left: lease_until() > left)
 
     anchor = Scripted("anchor", act)
-    limits = RunnerLimits(lease_s=3, heartbeat_s=0.1, max_attempts=1)
+    limits = RunnerLimits(lease_s=600, heartbeat_s=0.1, max_attempts=1)
     host = StageHost(
         database, MemoryQueue(), [anchor, Scripted("surprisal")], limits=limits, sweep_period_s=0.05
     )
@@ -299,15 +303,18 @@ async def test_lost_and_doubled_and_foreign_messages_have_no_effect(database):
 
 async def test_live_items_do_not_wait_behind_a_long_job(database):
     async def act(record, times):
-        await asyncio.sleep(0.05)
+        if record.id in batch:
+            await asyncio.sleep(3600)
 
     anchor = Scripted("anchor", act, concurrency=5)
     async with host_of(database, anchor, Scripted("surprisal")):
-        batch = job_of(database, 200)
-        await until(lambda: anchor.seen)
-        await ended(database, job_of(database, 1, priority=LIVE))
-        assert JobLedger(database).job("t", batch).phase == "running"
-        assert anchor.most <= 5
+        job = job_of(database, 200)
+        batch = {f"{job[:4]}-{i}" for i in range(200)}
+        await until(lambda: anchor.running == 4)  # all slots but the one for live items
+        [result] = await ended(database, job_of(database, 1, priority=LIVE))
+        assert result.status == "succeeded"
+        assert JobLedger(database).job("t", job).phase == "running"
+        assert anchor.most == 5
 
 
 async def test_leaving_gives_the_leases_back_at_once(database):
@@ -324,22 +331,26 @@ async def test_leaving_gives_the_leases_back_at_once(database):
 
 
 async def test_leaving_while_a_claim_is_under_way_gives_its_leases_back(database, monkeypatch):
-    claiming, claimed, claim = threading.Event(), threading.Event(), JobStore.claim
+    claiming, left, claim = threading.Event(), threading.Event(), JobStore.claim
 
     def slow(self, *arguments):
         claiming.set()
-        time.sleep(0.2)
-        claims = claim(self, *arguments)
-        claimed.set()
-        return claims
+        assert left.wait(PATIENCE_S)
+        return claim(self, *arguments)
+
+    class Left(MemoryQueue):
+        async def drain(self):
+            asyncio.get_running_loop().call_later(0.1, left.set)  # behind the cancelling
+            await super().drain()
 
     monkeypatch.setattr(JobStore, "claim", slow)
-    job = job_of(database, 3)
-    async with host_of(database, Scripted("anchor")):
+    job, anchor = job_of(database, 3), Scripted("anchor")
+    async with host_of(database, anchor, queue=Left()):
         await asyncio.to_thread(claiming.wait, PATIENCE_S)
-    assert claimed.wait(PATIENCE_S)
     view = JobLedger(database).job("t", job)
-    assert [(count.status, count.items) for count in view.counts] == [("queued", 3)]
+    counts = [(count.stage, count.status, count.items) for count in view.counts]
+    assert counts == [("anchor", "queued", 3)]
+    assert anchor.seen == []
 
 
 async def test_without_a_broker_the_work_goes_on(database, monkeypatch):
@@ -429,13 +440,17 @@ async def test_what_stopped_work_cost_is_booked_once(database):
 
 
 async def test_a_cost_cap_ends_the_job_cleanly_with_what_was_paid(database):
+    job, spent = job_of(database, 200, ingested=False), 0
+
     async def act(record, times):
-        await asyncio.sleep(0.01)
+        nonlocal spent
+        # However long the bookings take, a slot's worth of them is under way at a time.
+        await until(lambda: 10_000 * (spent - anchor.concurrency) <= cost_of(database, job))
         spend(0.01)
+        spent += record.id.startswith(job[:4])
 
     anchor = Scripted("anchor", act, concurrency=4)
     async with host_of(database, anchor, Scripted("surprisal")):
-        job = job_of(database, 200, ingested=False)
         with database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job).values(cost_cap=200_000))
         JobIntake(database).mark_ingested(job)

@@ -39,14 +39,16 @@ from fakes import TableScorer
 from job_store import Platform
 from openai_server import OpenAIServer, Reply
 from otlp_receiver import collector
-from waiting import until
+from waiting import PATIENCE_S, until
 
 COT = "planted first step.\n\nplanted second step.\n\nplanted third step."
 
 
 @pytest.fixture
-def traced():
+def traced(monkeypatch):
     """A collector to which this process sends, until `finish` is called."""
+    for limit in ("EXPORT_S", "FLUSH_S"):
+        monkeypatch.setattr(f"asap_runtime.telemetry.{limit}", PATIENCE_S)
     with collector() as kept:
         shutdown = configure_traces(TelemetrySettings(otlp_endpoint=kept.url), "test")
         kept.finish = shutdown

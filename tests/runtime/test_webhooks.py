@@ -22,10 +22,22 @@ from asap.errors import InvalidInput, Misconfigured
 from asap_runtime import webhooks
 from asap_runtime.settings import RuntimeSettings, load_settings, redacted
 from asap_runtime.webhooks import Answer, WebhookSettings, check_url, is_public, signature
-from webhook_receiver import HERE, NAME, SECRET, authority, raw, receiving, status, trusting
+from waiting import PATIENCE_S, free_port
+from webhook_receiver import (
+    HERE,
+    NAME,
+    SECRET,
+    Receiver,
+    authority,
+    raw,
+    receiving,
+    status,
+    trusting,
+)
 
 LISTED = WebhookSettings(hosts=(NAME, "ci.example:8443"), secret=SECRET)
 BODY = b'{"type":"job.ended"}'
+LIMIT_S = webhooks.TIMEOUT_S
 DELIVERED, TIMEOUT = Answer("delivered", "200"), Answer("failed", "timeout")
 INSIDE = {
     "private 10": "10.1.2.3",
@@ -73,6 +85,13 @@ INSIDE = {
     "reserved 6": "4000::1",
 }
 OUTSIDE = ["8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1111", "64:ff9b::808:808"]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """No call is given up because this machine is busy."""
+    monkeypatch.setattr(webhooks, "TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr(webhooks, "CONNECT_S", PATIENCE_S)
 
 
 def refusal(url: str, settings: WebhookSettings = LISTED) -> InvalidInput:
@@ -396,7 +415,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch):
 
 
 def test_the_limit_is_five_seconds():
-    assert webhooks.TIMEOUT_S == 5
+    assert LIMIT_S == 5
 
 
 async def silence(writer):
@@ -420,8 +439,14 @@ async def early_hints(writer):
 
 @pytest.mark.parametrize("answering", [silence, drip, early_hints])
 async def test_a_slow_answer_is_given_up(monkeypatch, answering):
-    monkeypatch.setattr(webhooks, "TIMEOUT_S", 2.0)
-    async with receiving(answering) as receiver:
+    limit = asyncio.timeout(PATIENCE_S)
+    monkeypatch.setattr(webhooks.asyncio, "timeout", lambda seconds: limit)
+
+    async def slow(writer):
+        limit.reschedule(asyncio.get_running_loop().time() + 0.2)  # while it answers
+        await answering(writer)
+
+    async with receiving(slow) as receiver:
         assert await receiver.caller().send(receiver.url(), "e", BODY) == TIMEOUT
     assert receiver.connections == 1
 
@@ -484,9 +509,9 @@ async def test_an_answer_that_is_none_is_a_failure(answering):
 
 
 async def test_a_receiver_that_is_not_there_is_a_failure():
-    async with receiving(status(200)) as receiver:
-        caller, url = receiver.caller(), receiver.url()
-    assert await caller.send(url, "e", BODY) == Answer("failed", "no connection")
+    receiver = Receiver(port=free_port())
+    answer = await receiver.caller().send(receiver.url(), "e", BODY)
+    assert answer == Answer("failed", "no connection")
 
 
 @pytest.mark.parametrize("found", [socket.gaierror("unknown"), []])

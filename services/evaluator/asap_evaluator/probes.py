@@ -70,6 +70,7 @@ attempt(lambda: born >= {processes})
 """,
     "memory": """
 held = [bytearray(os.urandom(1) * 2**26) for _ in range(16)]
+time.sleep(5)
 attempt(lambda: held)
 """,
     "write outside": """

@@ -33,7 +33,7 @@ LOG_CAP = 8 * 2**20
 """Bytes of a log; beyond that its older half goes."""
 KEEP_S = 86400.0
 """How long the folder of a process that has ended stays to be looked at."""
-START_S = 10.0
+START_S = 60.0
 # `set -C` lets one shell alone create the file: a launch that is repeated ends here. The trap makes
 # the shell outlive a signal to the group, for the exit code; the command has the default again.
 _SHELL = """

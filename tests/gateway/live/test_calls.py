@@ -39,17 +39,25 @@ def ask(gateway, **changes):
     return httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK | changes, timeout=PATIENCE_S)
 
 
-def error_of(answer):
+async def begun(gateway, http, **changes):
+    """A stream whose first bytes have reached the gateway."""
+    body = ASK | {"stream": True} | changes
+    answer = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+    await until(lambda: gateway.serving.caller.calls)
+    return answer
+
+
+def error_of(text):
     """The last event of a stream that was broken off."""
-    *_, last = [line for line in answer.text.split("\n\n") if line]
-    assert "[DONE]" not in answer.text
+    *_, last = [line for line in text.split("\n\n") if line]
+    assert "[DONE]" not in text
     return json.loads(last.removeprefix("data: "))["error"]
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        ({"stops_after": 5}, "upstream-timeout"),
+        ({"stops_after": 6}, "upstream-timeout"),
         ({"resets_after": 5}, "upstream-invalid"),
         ({"ends_after": 5}, "upstream-invalid"),
         ({"fails_after": 5}, "upstream-invalid"),
@@ -61,36 +69,48 @@ def error_of(answer):
 )
 def test_a_stream_that_breaks_off_ends_in_one_error(serve, servers, fault, code, thinking):
     one, other = servers
-    one.script = other.script = [Say(*WORDS, **fault)]
-    gateway = serve(one, other, gap_s=2.0 if "stops_after" in fault else PATIENCE_S)
-    answer = ask(gateway, stream=True, **thinking)
-    assert answer.status_code == 200
-    error = error_of(answer)
-    assert error["code"] == code
-    assert "w4" in answer.text
-    assert answer.text.count('"error"') == 1
-    assert "planted" not in answer.text
+    one.script = other.script = [Say(*WORDS, waits_after=5, **fault)]
+    gateway = serve(one, other)
+    url, body, text = f"{gateway.url}/v1/chat/completions", ASK | {"stream": True} | thinking, ""
+    with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as answer:
+        assert answer.status_code == 200
+        for piece in answer.iter_text():
+            text += piece
+            if "w4" in text:  # what came before the fault is here
+                for call in list(gateway.serving.caller.calls):
+                    call._gap_s = 0.5 if "stops_after" in fault else PATIENCE_S
+                one.go.set()
+                other.go.set()
+    assert error_of(text)["code"] == code
+    assert "w4" in text
+    assert text.count('"error"') == 1
+    assert "planted" not in text
     assert len(one.requests) + len(other.requests) == 1  # never tried again after the first byte
 
 
-def test_a_server_that_stays_silent_is_a_504_and_others_do_not_wait(serve, servers):
+def test_a_server_that_stays_silent_is_a_504(serve, servers):
+    one, _ = servers
+    one.script = [Say("late", delay_s=3600)]
+    answer = ask(serve(one, first_byte_s=0.5), stream=True)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream-timeout")
+
+
+async def test_nobody_else_waits_for_a_server_that_stays_silent(serve, servers):
     one, other = servers
     one.script = [Say("late", delay_s=3600)]
-    gateway = serve(one, other, first_byte_s=5.0)
-    answers = []
-
-    async def many():
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
-            body = ASK | {"stream": True}
-            asked = [http.post("/v1/chat/completions", json=body) for _ in range(20)]
-            answers.extend([await answer for answer in asyncio.as_completed(asked)])
-
-    asyncio.run(many())
-    statuses = [answer.status_code for answer in answers]
-    assert set(statuses) == {200, 504}
-    assert statuses == sorted(statuses), "who was answered did not wait"
-    assert statuses.count(504) == len(one.requests)
-    assert answers[-1].json()["error"]["code"] == "upstream-timeout"
+    gateway = serve(one, other, first_byte_s=3600)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        body = ASK | {"stream": True}
+        asked = [
+            asyncio.create_task(http.post("/v1/chat/completions", json=body)) for _ in range(20)
+        ]
+        await until(lambda: len(one.requests) + len(other.requests) == 20)
+        await until(lambda: sum(task.done() for task in asked) == len(other.requests))
+        assert {task.result().status_code for task in asked if task.done()} == {200}
+        assert one.requests
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 def test_a_request_that_brought_no_byte_goes_to_another_server(serve, servers):
@@ -179,24 +199,27 @@ async def test_a_slow_reader_makes_the_server_wait(serve, servers):
     assert read > 200_000_000
 
 
-def test_leaving_lets_streams_finish_and_then_ends_them(serve, servers):
+async def test_leaving_lets_streams_finish(serve, servers):
     one, _ = servers
-    one.script = [Say(*WORDS, gap_s=0.02), Say(*WORDS * 500, gap_s=1.0)]
-    gateway = serve(one, grace_s=5.0)
-
-    async def both():
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
-            body = ASK | {"stream": True}
-            short = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-            await until(lambda: len(one.requests) == 1)
-            long = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-            await until(lambda: len(one.requests) == 2)
-            gateway.serving.leave()
-            refused = await http.post("/v1/chat/completions", json=body)
-            return await short, await long, refused
-
-    short, long, refused = asyncio.run(both())
-    assert short.text.endswith("data: [DONE]\n\n")
-    assert error_of(long)["code"] == "not-ready"
+    one.script = [Say(*WORDS, waits_after=5)]
+    gateway = serve(one, grace_s=3600)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        asking = await begun(gateway, http)
+        gateway.serving.leave()
+        refused = await http.post("/v1/chat/completions", json=ASK)
+        one.go.set()
+        answer = await asking
+    assert answer.text.endswith("data: [DONE]\n\n")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not-ready")
     assert "Retry-After" in refused.headers
+
+
+async def test_leaving_ends_streams_after_the_grace(serve, servers):
+    one, _ = servers
+    one.script = [Say(*WORDS, waits_after=5)]
+    gateway = serve(one, grace_s=0.1)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        asking = await begun(gateway, http)
+        gateway.serving.leave()
+        answer = await asking
+    assert error_of(answer.text)["code"] == "not-ready"

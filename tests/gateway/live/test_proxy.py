@@ -10,7 +10,7 @@ import pytest
 from asap_gateway.live.settings import CLOSING_PHRASE
 from fake_vllm import FakeVllm, Say
 from live_gateway import live_gateway
-from waiting import until
+from waiting import PATIENCE_S, until
 
 ASK = {"model": "asap", "messages": [{"role": "user", "content": "hi there"}]}
 THOUGHT = Say("I", " think", " so", "</think>", "\n", "yes")
@@ -33,7 +33,7 @@ def gateway(tmp_path, upstream):
 
 @pytest.fixture
 def http(gateway):
-    with httpx.Client(base_url=gateway.url, timeout=30) as client:
+    with httpx.Client(base_url=gateway.url, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -56,7 +56,9 @@ def deltas(answer, name="content"):
 
 
 def test_a_stream_passes_byte_for_byte(http, upstream):
-    direct = httpx.post(f"{upstream.url}/v1/chat/completions", json=ASK | {"stream": True})
+    direct = httpx.post(
+        f"{upstream.url}/v1/chat/completions", json=ASK | {"stream": True}, timeout=PATIENCE_S
+    )
     assert chat(http, stream=True).content == direct.content
     assert upstream.requests[-1].body["stream_options"] == {"include_usage": True}
     assert http.post(
@@ -65,6 +67,7 @@ def test_a_stream_passes_byte_for_byte(http, upstream):
         httpx.post(
             f"{upstream.url}/v1/completions",
             json={"model": "asap", "prompt": "x", "stream": True},
+            timeout=PATIENCE_S,
         ).content
     )
 
@@ -208,7 +211,10 @@ def test_without_options_a_loop_is_the_callers(http, upstream):
 def test_a_model_that_opens_its_thinking_itself(tmp_path, upstream):
     upstream.script = [Say("plain", " answer")]
     settings = {"endpoints": {"asap": (upstream.url,)}, "unopened": ("asap",)}
-    with live_gateway(tmp_path, **settings) as gateway, httpx.Client(base_url=gateway.url) as http:
+    with (
+        live_gateway(tmp_path, **settings) as gateway,
+        httpx.Client(base_url=gateway.url, timeout=PATIENCE_S) as http,
+    ):
         message = chat(http, thinking={"format": "separate"}).json()["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == ("", "plain answer")
         upstream.script = [Say("<think>", "a", "</think>", "b")]
@@ -227,7 +233,9 @@ def test_nothing_of_the_callers_headers_goes_on(tmp_path, upstream):
     with live_gateway(tmp_path, keyed=True, **settings) as gateway:
         _, token = gateway.keys.create("t", "k", "submit")
         headers = {"Authorization": f"Bearer {token}", "X-Api-Key": token, "Cookie": "a=b"}
-        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers)
+        answer = httpx.post(
+            f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers, timeout=PATIENCE_S
+        )
         assert answer.status_code == 200
     seen = upstream.requests[-1].headers
     assert seen["Authorization"] == "Bearer upstream-key"
@@ -250,7 +258,9 @@ def test_every_error_has_the_shape_of_openai(tmp_path, upstream):
 
         def ask(status, code, key=token, path="chat/completions", param=None, **body):
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-            answer = httpx.post(f"{gateway.url}/v1/{path}", json=ASK | body, headers=headers)
+            answer = httpx.post(
+                f"{gateway.url}/v1/{path}", json=ASK | body, headers=headers, timeout=PATIENCE_S
+            )
             error = answer.json()["error"]
             assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
             assert error["message"]
@@ -264,29 +274,36 @@ def test_every_error_has_the_shape_of_openai(tmp_path, upstream):
         ask(413, "payload-too-large", user="x" * 3000)
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{gateway.url}/v1/chat/completions"
-        assert httpx.post(url, json=ASK, headers=headers).status_code == 200
+        assert httpx.post(url, json=ASK, headers=headers, timeout=PATIENCE_S).status_code == 200
         ask(429, "rate-limited")  # tokens
-        form = httpx.post(url, data={"a": "b"}, headers=headers)
+        form = httpx.post(url, data={"a": "b"}, headers=headers, timeout=PATIENCE_S)
         assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported-media-type")
         wrong = httpx.post(
-            url, content=b"{", headers=headers | {"content-type": "application/json"}
+            url,
+            content=b"{",
+            headers=headers | {"content-type": "application/json"},
+            timeout=PATIENCE_S,
         )
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "malformed-json")
-        assert "Allow" in httpx.delete(url, headers=headers).headers
+        assert "Allow" in httpx.delete(url, headers=headers, timeout=PATIENCE_S).headers
         for _ in range(5):
-            last = httpx.post(url, json=ASK, headers=headers)
+            last = httpx.post(url, json=ASK, headers=headers, timeout=PATIENCE_S)
         assert (last.status_code, last.json()["error"]["code"]) == (429, "rate-limited")
         assert int(last.headers["Retry-After"]) > 60  # requests
 
 
 def test_another_tenants_model_does_not_exist(tmp_path, upstream):
     with live_gateway(tmp_path, keyed=True) as gateway:
-        gateway.endpoints.announce("one", "asap", upstream.url, version=2, baseline_tokens=50.0)
+        gateway.endpoints.announce(
+            "one", "asap", upstream.url, version=2, baseline_tokens=50.0, lease_s=3600
+        )
         tokens = {name: gateway.keys.create(name, "k", "submit")[1] for name in ("one", "two")}
 
         def ask(tenant):
             headers = {"Authorization": f"Bearer {tokens[tenant]}"}
-            return httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers)
+            return httpx.post(
+                f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers, timeout=PATIENCE_S
+            )
 
         answer = ask("one")
         while answer.status_code == 404:  # until the table is read

@@ -12,6 +12,7 @@ from asap_gateway.live.shadow import Shadow
 from asap_gateway.live.upstreams import Upstreams
 from asap_gateway.live.usage import Tally
 from fake_vllm import FakeVllm, Say, Status
+from waiting import PATIENCE_S, until
 
 ASKED = read_request(
     "chat/completions",
@@ -64,6 +65,7 @@ async def shadowed(server):
         shadow={"small": {"baseline": "big", "share": 0.5}},
         shadow_concurrency=2,
         requests_per_endpoint=10,
+        connect_s=PATIENCE_S,
     )
     upstreams = Upstreams(settings)
     draws = iter([0.4, 0.6] * 50)
@@ -90,9 +92,11 @@ async def test_the_baseline_is_asked_the_same_but_not_as_a_stream(shadowed, serv
 
 
 async def test_no_more_than_so_many_at_once(shadowed, server):
-    server.script = [Say("late", delay_s=0.3)]
+    server.script = [Say("late", waits_after=0)]
     for _ in range(10):
         shadowed.follow()
+    await until(lambda: server.concurrent == 2)
+    server.go.set()
     await shadowed.settled()
     assert server.max_concurrent == 2
     assert (shadowed.count("compared"), shadowed.count("dropped")) == (2, 3)

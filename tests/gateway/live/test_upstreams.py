@@ -10,7 +10,13 @@ from asap_gateway.live.settings import ServingSettings
 from asap_gateway.live.upstreams import FAILURES, OPEN_S, Upstreams
 from asap_runtime.endpoints import Endpoint
 from fake_vllm import FakeVllm
-from waiting import until
+from waiting import PATIENCE_S, until
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A server that is slow because the machine is busy is well."""
+    monkeypatch.setattr("asap_gateway.live.upstreams.HEALTH_TIMEOUT_S", PATIENCE_S)
 
 
 class Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from asap.ports import Sampling
+from asap.ports import ChatResult, Sampling
 from asap_anchor.chat import OpenAIChat
 from openai_server import OpenAIServer
 from waiting import PATIENCE_S
@@ -17,6 +17,28 @@ KEY = "sk-secret-0123456789"
 @pytest.fixture
 def sampling() -> Sampling:
     return Sampling(temperature=2.0, max_tokens=64, seed=7)
+
+
+class Counted:
+    """A `measure` that knows how many requests were under way at once, as the client sees it: a
+    server may be late to take them up, and late to see that one was given up.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    async def __call__(self, model: str, request: Awaitable[ChatResult]) -> ChatResult:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return await request
+        finally:
+            self.now -= 1
+
+
+@pytest.fixture
+def requests_at_once() -> Counted:
+    return Counted()
 
 
 @pytest.fixture

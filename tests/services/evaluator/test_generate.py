@@ -167,11 +167,18 @@ async def test_a_server_that_is_not_there_is_no_fault_of_the_item(tokens):
         await generator.close()
 
 
-async def test_a_completion_that_takes_too_long_is_cut_off_at_the_server_too(server, tokens):
+async def test_a_completion_that_takes_too_long_is_cut_off_at_the_server_too(
+    server, tokens, monkeypatch
+):
     server.script = [Say(*SAID, stops_after=1)]
-    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=2.0)
+    limit = asyncio.timeout(PATIENCE_S)
+    monkeypatch.setattr(generate.asyncio, "timeout", lambda seconds: limit)
+    generator = Generator(lambda: server.url, server.model, tokens, timeout_s=PATIENCE_S)
+    asking = asyncio.create_task(one(generator))
+    await until(lambda: server.concurrent == 1)
+    limit.reschedule(asyncio.get_running_loop().time())
     with pytest.raises(UpstreamTimeout):
-        await one(generator)
+        await asking
     await until(lambda: server.cancelled)
     await generator.close()
 
@@ -188,9 +195,14 @@ async def test_a_cancelled_call_ends_the_generation(generator, server):
 
 
 async def test_no_more_requests_than_allowed_run_at_once(server, tokens):
-    server.script = [Say(*SAID, delay_s=0.02)]
     generator = Generator(lambda: server.url, server.model, tokens, concurrency=3)
     await asyncio.gather(*(one(generator) for _ in range(9)))
+    server.script = [Say(*SAID, stops_after=1)]
+    calls = [asyncio.create_task(one(generator)) for _ in range(9)]
+    await until(lambda: server.concurrent == 3)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
     assert server.max_concurrent == 3
     await generator.close()
 

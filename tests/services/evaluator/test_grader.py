@@ -11,6 +11,7 @@ from asap_evaluator.grader import Grader
 from asap_evaluator.isolation import Identity, Limits, Outcome
 from asap_evaluator.sandbox import Sandbox
 from evaluator_problems import RIGHT, STDIN, asserts_problem
+from waiting import PATIENCE_S
 
 ONE = STDIN.model_copy(update={"streams": STDIN.streams[:1]})
 RIGHT_OUTPUT = {"stdout": b"3\n"}
@@ -21,10 +22,10 @@ TIMEOUT = {"stop": "wall"}
 class Scripted(Sandbox):
     """A sandbox whose runs are known beforehand; the last goes on for ever."""
 
-    def __init__(self, *outcomes, seconds=0.0):
+    def __init__(self, *outcomes, together=1):
         super().__init__(None, Identity(), Limits(), 1.0, {}, ExitStack())
         object.__setattr__(self, "script", list(outcomes))
-        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "start", threading.Barrier(together, timeout=PATIENCE_S))
         object.__setattr__(self, "limits_seen", [])
         object.__setattr__(self, "busy", [0, 0])
         object.__setattr__(self, "seen", [])
@@ -36,7 +37,10 @@ class Scripted(Sandbox):
             fields = self.script.pop(0) if len(self.script) > 1 else self.script[0]
             self.busy[0] += 1
             self.busy[1] = max(self.busy)
-        time.sleep(self.seconds)
+            first = len(self.limits_seen) <= self.start.parties
+        if first:  # so many are at work at once, however threads are scheduled
+            self.start.wait()
+        time.sleep(0.01)
         with self.lock:
             self.seen.append((limits.cpu_s, self.busy[0]))
             self.busy[0] -= 1
@@ -51,8 +55,8 @@ class Scripted(Sandbox):
 def graders():
     made = []
 
-    def make(*outcomes, concurrency=2, seconds=0.0):
-        made.append(Grader(Scripted(*outcomes, seconds=seconds), concurrency=concurrency))
+    def make(*outcomes, concurrency=2, together=1):
+        made.append(Grader(Scripted(*outcomes, together=together), concurrency=concurrency))
         return made[-1]
 
     yield make
@@ -101,19 +105,19 @@ async def test_the_repetition_has_ten_times_the_references_time_which_is_measure
 
 
 async def test_the_repetition_is_alone(graders):
-    grader = graders(TIMEOUT, RIGHT_OUTPUT, concurrency=4, seconds=0.05)
+    grader = graders(TIMEOUT, RIGHT_OUTPUT, concurrency=4, together=4)
     problem = ONE.model_copy(update={"reference": "print(3)"})
     grades = await asyncio.gather(*(grader.grade("print(3)", problem) for _ in range(12)))
     assert sum("flipped" in grade.flags for grade in grades) == 1
     assert all(grade.passed for grade in grades)
-    assert max(busy for _, busy in grader.sandbox.seen) > 1
+    assert grader.sandbox.busy[1] == 4
     assert [busy for cpu_s, busy in grader.sandbox.seen if cpu_s > 5] == [1, 1]
 
 
 async def test_no_more_at_once_than_asked_for(graders):
-    grader = graders(RIGHT_OUTPUT, concurrency=2, seconds=0.02)
+    grader = graders(RIGHT_OUTPUT, concurrency=2, together=2)
     await asyncio.gather(*(grader.grade("print(3)", ONE) for _ in range(10)))
-    assert grader.sandbox.busy[1] <= 2
+    assert grader.sandbox.busy[1] == 2
 
 
 @pytest.mark.contract

@@ -5,6 +5,7 @@ one that did what it wanted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from waiting import until
 
 pytestmark = pytest.mark.contract
 
+LATE = replace(SHORT, wall_s=PATIENT.wall_s)
+UNHURRIED = replace(PATIENT, cpu_s=30)
+"""On a slow processor, too, it is not time that ends them."""
 PROGRAMS = sorted((Path(__file__).parent / "hostile").glob("*.txt"))
 
 
@@ -28,8 +32,10 @@ async def test_gets_its_verdict_and_leaves_nothing(path, sandbox):
     program = path.read_text()
     kind, verdicts = program.partition(":")[0].removeprefix("# ").split(" ")
     before = set(descendants())
-    limits = SHORT if "timeout" in verdicts else PATIENT
-    grade = grade_once(program, PROBLEMS[kind], sandbox.run, limits)
+    for limits in [SHORT, LATE] if "timeout" in verdicts else [UNHURRIED]:
+        grade = grade_once(program, PROBLEMS[kind], sandbox.run, limits)
+        if grade.scored:
+            break  # else the machine was too busy to open the sandbox in so short a time
     assert not grade.passed
     assert "HARM" not in grade.detail
     assert grade.verdict in verdicts.split(","), grade

@@ -4,6 +4,7 @@ import pytest
 
 from asap_evaluator.isolation import Limits, Program
 from asap_evaluator.seccomp import filter_bpf
+from waiting import PATIENCE_S
 
 REFUSED = """
 import ctypes, errno
@@ -23,7 +24,7 @@ print(libc.socketpair(1, 2, 0, (ctypes.c_int * 2)()), socket.socketpair()[0].fil
 
 
 def printed(sandbox, source):
-    (outcome,) = sandbox.run([Program(source=source)], Limits())
+    (outcome,) = sandbox.run([Program(source=source)], Limits(wall_s=PATIENCE_S))
     assert outcome.trouble is None
     return outcome.stdout.decode().split()
 

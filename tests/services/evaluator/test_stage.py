@@ -76,11 +76,10 @@ class ThinkingVllm(FakeVllm):
         prompt = self.tokenizer.decode(request.body["prompt"], skip_special_tokens=False)
         [text] = [text for mark, text in self.answers.items() if mark in prompt]
         planned = FakeVllm._item(self, request)
-        if isinstance(planned, Say) and planned.gap_s:
-            return Say(*text.split(" "), gap_s=planned.gap_s)
         if isinstance(planned, Say):
             pieces = [f"{word} " for word in text.split(" ")]
-            return Say(*pieces, delay_s=planned.delay_s, stops_after=planned.stops_after)
+            held = {"waits_after": planned.waits_after, "stops_after": planned.stops_after}
+            return Say(*pieces, **held)
         return planned
 
     @property
@@ -192,9 +191,12 @@ async def test_a_sample_that_is_there_is_not_generated_again(generating, server)
 
 
 async def test_samples_of_a_budget_run_together_a_few_at_a_time(generating, server):
-    server.script = [Say("x", delay_s=0.05)]
+    server.script = [Say("x", waits_after=0)]
     item = item_of(config={"budgets": (40,), "samples": 10, "temperature": 0.6, "seed": 5})
-    first = await generating.process(item)
+    processing = asyncio.create_task(generating.process(item))
+    await until(lambda: server.concurrent == module.SAMPLES_AT_ONCE)
+    server.go.set()
+    first = await processing
     assert len(first.payload.samples) == module.SAMPLES_AT_ONCE == server.max_concurrent
     done = await through(generating, first.payload)
     assert sorted(sample.number for sample in done.samples) == list(range(10))
@@ -227,7 +229,7 @@ async def test_a_cancelled_item_ends_its_generations(generating, server):
 
 async def test_a_killed_worker_loses_no_finished_task(server, own, tmp_path):
     """Three tasks of three budgets each, and a kill -9 when some samples are saved."""
-    server.script = [Say("x", gap_s=0.02)]
+    server.script = [*[Say("x")] * 4, Say("x", waits_after=0)]
     platform = Platform(open_database(EvaluatorSettings(home=tmp_path)))
     job = platform.intake.create_job("t", "evaluate", {}, 5)
     asked = [item_of(mark, config={"budgets": (6, 7, 8)}) for mark in ("ADD", "SUB", "ADD")]
@@ -238,10 +240,11 @@ async def test_a_killed_worker_loses_no_finished_task(server, own, tmp_path):
     platform.intake.add_items(job, new)
     platform.intake.mark_ingested(job)
     with worker(own, tmp_path) as process:
-        await until(lambda: len(saved(platform)) >= 3)
+        await until(lambda: len(saved(platform)) == 4 and server.concurrent == 1)
         process.kill()
     before, requests = saved(platform), len(server.budgets)
-    assert 3 <= len(before) < 9
+    assert (len(before), requests) == (4, 5)
+    server.go.set()
     platform.pass_time(600)  # its leases end
     with worker(own, tmp_path) as process:
         await until(lambda: len(saved(platform)) == 9)

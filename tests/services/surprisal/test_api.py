@@ -20,6 +20,7 @@ from asap_surprisal.batcher import BatchingScorer
 from asap_surprisal.scorer import TorchScorer
 from asap_surprisal.settings import ScorerSettings
 from fakes import TableScorer, count_words
+from waiting import PATIENCE_S, until
 
 ONE = {"question": "How many?", "steps": ["one two", "three"]}
 SETTINGS = ScorerSettings(max_body_bytes=2048, max_requests=3)
@@ -61,11 +62,7 @@ class Door:
         return calls
 
     async def waiting(self, tokens):
-        for _ in range(500):
-            if self.batching.waiting_tokens == tokens:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{self.batching.waiting_tokens} tokens wait, not {tokens}")
+        await until(lambda: self.batching.waiting_tokens == tokens)
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ async def door():
     app = Starlette(routes=[Route("/score", endpoint, methods=["POST"])])
     async with (
         serve_worker(app, "127.0.0.1", 0) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http,
     ):
         yield Door(http, port, behind, batching)
     await batching.stop()

@@ -18,6 +18,7 @@ from asap.errors import (
 from asap_surprisal.remote import RemoteScorer
 from asap_surprisal.tokenization import HFTokenCounter
 from scoring import FIRST, STEPS, request_of
+from waiting import PATIENCE_S, until
 
 KEY = "secret-key"
 WANTED = request_of(*STEPS[:3], scores=FIRST)
@@ -26,8 +27,8 @@ WANTED = request_of(*STEPS[:3], scores=FIRST)
 class ScoringServer:
     """Answers as told; by default with the log-probability -position for each token."""
 
-    def __init__(self, answer=None):
-        self.answer = answer
+    def __init__(self, answer=None, together=1):
+        self.answer, self.together = answer, together
         self.bodies, self.keys, self.now, self.most = [], [], 0, 0
 
     async def complete(self, http: web.Request) -> web.Response:
@@ -36,7 +37,7 @@ class ScoringServer:
         body = await http.json()
         self.bodies.append(body)
         self.keys.append(http.headers.get("Authorization"))
-        await asyncio.sleep(0.02)
+        await until(lambda: self.most >= self.together)
         self.now -= 1
         if self.answer is not None:
             return await self.answer(body)
@@ -54,7 +55,7 @@ async def connect(tiny_model_dir):
         app.router.add_post("/v1/completions", server.complete)
         running = TestServer(app)
         await running.start_server()
-        settings = {"api_key": KEY, "window": 1000, "timeout_s": 5.0} | options
+        settings = {"api_key": KEY, "window": 1000, "timeout_s": PATIENCE_S} | options
         scorer = RemoteScorer(
             base_url=str(running.make_url("/v1")),
             model="served",
@@ -91,7 +92,7 @@ async def test_counts_alone_ask_nobody(connect):
 
 
 async def test_few_requests_at_a_time_and_answers_in_order(connect):
-    server = ScoringServer()
+    server = ScoringServer(together=3)
     scorer = await connect(server, concurrency=3)
     requests = [request_of(*STEPS[: n % 7 + 1], scores=FIRST) for n in range(12)]
     scored = await scorer.score(requests)
