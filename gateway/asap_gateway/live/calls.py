@@ -113,6 +113,16 @@ class Caller:
         self._session, self._settings = session, settings
         self.calls: set[Call] = set()
         """Under way."""
+        self._beginning: set[asyncio.Timeout] = set()
+        self._ended_by: AsapError | None = None
+
+    def end(self, error: AsapError) -> None:
+        """Break off all calls and begin no more; whoever waits for one gets the error."""
+        self._ended_by = error
+        for limit in self._beginning:
+            limit.reschedule(0.0)
+        for call in self.calls:
+            call.end(error)
 
     @asynccontextmanager
     async def call(
@@ -179,12 +189,16 @@ class Caller:
         ends_at: float,
     ) -> Call | AsapError:
         """A call, or an error where another server may be tried."""
+        if self._ended_by is not None:
+            raise self._ended_by
         loop = asyncio.get_running_loop()
         stream = bool(body.get("stream"))
         until = min(loop.time() + self._settings.first_byte_s, ends_at) if stream else ends_at
         response: aiohttp.ClientResponse | None = None
+        limit = asyncio.timeout_at(until)
         try:
-            async with asyncio.timeout_at(until):
+            async with limit:
+                self._beginning.add(limit)
                 response = await self._session.post(backend.url + path, data=data, headers=headers)
                 if response.status != 200:
                     return _failure(backend, response.status, loop.time())
@@ -199,12 +213,15 @@ class Caller:
             backend.failed(loop.time())
             return UpstreamUnavailable("the model server cannot be reached")
         except TimeoutError:
+            if self._ended_by is not None:
+                raise self._ended_by from None
             backend.failed(loop.time())
             failure: AsapError = UpstreamTimeout("the model server did not answer in time")
         except (aiohttp.ClientError, OSError):
             backend.failed(loop.time())
             return UpstreamUnavailable("the model server cannot be reached")
         finally:
+            self._beginning.discard(limit)
             if response is not None:
                 response.close()
         raise failure

@@ -80,8 +80,8 @@ class Serving:
             loop.call_soon_threadsafe(loop.call_later, grace_s, self._end_calls)
 
     def _end_calls(self) -> None:
-        for call in list(self._caller.calls) if self._caller is not None else ():
-            call.end(UpstreamUnavailable("this server is leaving", code="not-ready"))
+        if self._caller is not None:
+            self._caller.end(UpstreamUnavailable("this server is leaving", code="not-ready"))
 
 
 def _watch_ended(watching: asyncio.Task[None]) -> None:

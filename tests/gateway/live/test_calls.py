@@ -223,3 +223,19 @@ async def test_leaving_ends_streams_after_the_grace(serve, servers):
         gateway.serving.leave()
         answer = await asking
     assert error_of(answer.text)["code"] == "not-ready"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_leaving_ends_what_has_no_answer_yet_after_the_grace(serve, servers, stream):
+    one, other = servers
+    one.script = other.script = [Say("late", delay_s=3600)]
+    gateway = serve(one, other, first_byte_s=3600, grace_s=0.1)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        asking = asyncio.create_task(
+            http.post("/v1/chat/completions", json=ASK | {"stream": stream})
+        )
+        await until(lambda: one.concurrent + other.concurrent)
+        gateway.serving.leave()
+        answer = await asking
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not-ready")
+    assert len(one.requests) + len(other.requests) == 1, "no other server is tried"
