@@ -72,7 +72,7 @@ class ScriptedEvaluator:
             self._sample(item, task, budget, number)
             for budget in item.budgets
             for number in range(item.config.samples)
-        ]))  # fmt: skip
+        ], engine={"vllm": "0"}))  # fmt: skip
 
     def _sample(self, item, task, budget, number):
         tokens = min(budget, self.tokens.get(item.model, 50) + len(task))
@@ -106,7 +106,7 @@ class ScriptedGrader:
             for sample in item.samples
             for problem in item.problems
             for extraction in item.config.extractions
-        ]))  # fmt: skip
+        ], sandbox={"level": "scripted"}))  # fmt: skip
 
     def _grade(self, problem):
         return Grade(verdict="wrong" if problem.task_id in self.evaluator.wrong else "passed")

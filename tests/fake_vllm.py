@@ -159,6 +159,7 @@ class FakeVllm:
         app.router.add_post("/v1/completions", self._answer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
         runner = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None
         )
@@ -174,6 +175,9 @@ class FakeVllm:
 
     async def _health(self, http: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
+
+    async def _version(self, http: web.Request) -> web.Response:
+        return web.json_response({"version": "0.0.fake"})
 
     async def _models(self, http: web.Request) -> web.Response:
         row = {"id": self.model, "object": "model", "max_model_len": self.context}

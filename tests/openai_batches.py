@@ -15,7 +15,12 @@ from typing import Any
 
 from aiohttp import web
 
-from openai_server import OpenAIServer, Reply, Request, Status, completion, error_body
+from openai_server import Item, OpenAIServer, Reply, Request, Status, completion, error_body
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply(Item):
+    """A line with status 200 whose body is no chat completion."""
 
 
 @dataclass(slots=True)
@@ -27,23 +32,30 @@ class BatchServer(OpenAIServer):
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of every call that is no chat."""
     refuse_with: str | None = None
+    room: int | None = None
+    """Requests that may wait at once; a batch beyond them fails, as with too many tokens."""
     broken: str | None = None
     """`METHOD PATH` that answers 500; `lost METHOD PATH` that works and then answers 500."""
+    broken_status: int = 500
 
     def work(self) -> None:
         """Answer all requests of the open batches."""
+        waiting = 0
         for batch in self._open():
-            if self.refuse_with is not None:
+            requests = self.lines(batch)
+            too_many = self.room is not None and waiting + len(requests) > self.room
+            refusal = self.refuse_with or ("token_limit_exceeded" if too_many else None)
+            if refusal is not None:
                 batch["status"] = "failed"
-                batch["errors"] = {"object": "list", "data": [{"code": self.refuse_with}]}
+                batch["errors"] = {"object": "list", "data": [{"code": refusal}]}
                 continue
-            outcomes = [self._line(line) for line in self._requests(batch)]
-            self._end(batch, "completed", outcomes)
+            waiting += len(requests)
+            self._end(batch, "completed", [self._line(line) for line in requests])
 
     def expire(self, answered: int) -> None:
         """The day is over: so many requests of each batch were answered, the others were not."""
         for batch in self._open():
-            requests = self._requests(batch)
+            requests = self.lines(batch)
             late = {"response": None, "error": {"code": "batch_expired", "message": "late"}}
             outcomes = [self._line(line) for line in requests[:answered]]
             outcomes += [{"custom_id": line["custom_id"], **late} for line in requests[answered:]]
@@ -51,13 +63,14 @@ class BatchServer(OpenAIServer):
 
     def paid(self) -> list[str]:
         """The prompts of all requests in batches that were made, in order."""
-        lines = [line for batch in self.batches.values() for line in self._requests(batch)]
+        lines = [line for batch in self.batches.values() for line in self.lines(batch)]
         return [line["body"]["messages"][-1]["content"] for line in lines]
 
     def _open(self) -> list[dict[str, Any]]:
         return [batch for batch in self.batches.values() if batch["status"] == "validating"]
 
-    def _requests(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """The requests of a batch."""
         content = self.files[batch["input_file_id"]]
         lines = [json.loads(line) for line in content.splitlines()]
         assert len({line["custom_id"] for line in lines}) == len(lines)
@@ -71,6 +84,8 @@ class BatchServer(OpenAIServer):
         item = self._item(request)
         if isinstance(item, Reply):
             status, body = 200, completion(request, item)
+        elif isinstance(item, NoReply):
+            status, body = 200, {"object": "error"}
         else:
             assert isinstance(item, Status)
             status, body = item.status, error_body(request, item)
@@ -106,7 +121,7 @@ class BatchServer(OpenAIServer):
             call = f"{http.method} {http.path.removeprefix('/v1')}"
             self.asked.append((http.method, http.path))
             if self.broken == call:
-                return web.json_response({}, status=500)
+                return web.json_response({}, status=self.broken_status)
             response: web.StreamResponse = await handler(http)
             return web.json_response({}, status=500) if self.broken == f"lost {call}" else response
 

@@ -53,6 +53,20 @@ FAMILIES = {
         {"head_dim": 32, "final_logit_softcapping": None, "attn_logit_softcapping": 1.0},
     ),
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "longrope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0] * 16,
+                "long_factor": [4.0] * 16,
+            }
+        },
+    ),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from asap.errors import InvalidInput
-from asap.eval_items import EvalItem, differing_data, tasks_expected
+from asap.eval_items import EvalItem, Machines, differing_data, tasks_expected
 from asap.metrics import results_of
 from asap.report import Report, build_report
 from asap_evaluator.report_html import Completion, render_html
@@ -36,7 +36,9 @@ def compare_runs(runs: Mapping[str, Items], candidate: str) -> Report:
         },
         candidate=candidate,
         expected=tasks_expected(everything),
-        provenance={name: _made_with(items) for name, items in runs.items()},
+        provenance={
+            name: {**_made_with(items), **Machines(items).told()} for name, items in runs.items()
+        },
     )
     doubts = tuple(
         f"{name}: the runs were asked different data; their tasks may differ"

@@ -78,7 +78,7 @@ def open_gateway(settings: AllSettings, host: StageHost) -> Gateway:
     knowledge = ServerKnowledge(
         defaults,
         settings.webhooks,
-        settings.llm.prices,
+        settings.llm.planned_prices,
         _counter(settings, host),
         BenchmarkFolder(settings.benchmarks),
     )

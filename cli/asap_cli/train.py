@@ -37,7 +37,7 @@ from asap_runtime.problems import INTERRUPTED
 from asap_runtime.run_files import RunFiles
 from asap_runtime.settings import load_settings
 from asap_trainer.encoding import HFEncoder, prepare
-from asap_trainer.launcher import Status, launch_name
+from asap_trainer.launcher import Status, ended, launch_name
 from asap_trainer.local import LocalLauncher, training_environment
 from asap_trainer.preview import preview_samples, token_statistics
 
@@ -90,7 +90,7 @@ def run_preflight(options: TrainOptions) -> int:
             check=False,
         )
     if done.returncode:
-        raise run.failure(Status("failed", "crashed", done.returncode))
+        raise run.failure(ended(done.returncode))
     Console().print(preflight_table(done.stdout), highlight=False)
     return 0
 
@@ -121,7 +121,7 @@ class _LocalRun:
         blobs = open_blobs(settings)
         sources = [options.source, *options.common_with]
         base = str(Path(options.base).resolve()) if Path(options.base).is_dir() else options.base
-        facts = [options.config.hash(), base, *map(_sha256, sources)]
+        facts = [options.config.hash(), base, *_files_of(Path(base)), *map(_sha256, sources)]
         self.id = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
         keys = [f"{TENANT}/runs/{self.id}/{_data_name(n, path)}" for n, path in enumerate(sources)]
         for path, key in zip(sources, keys, strict=True):
@@ -203,6 +203,14 @@ def _apart(settings: AllSettings) -> AllSettings:
     """A server of the same home stops what works in its own folder on none of its jobs."""
     own = {"work_dir": settings.work_dir / "here"}
     return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=own)})
+
+
+def _files_of(base: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a model's directory: one that was trained anew, in place
+    of the old, is another base.
+    """
+    files = sorted(base.iterdir()) if base.is_dir() else []
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _sha256(path: Path) -> str:

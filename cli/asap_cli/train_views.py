@@ -65,7 +65,7 @@ def _spread(spread: Spread) -> Iterator[str]:
 def preflight_table(answer: str | bytes) -> Table:
     """The asked setting and the ones that do better, from the JSON of a preflight."""
     found = json.loads(answer)
-    table = Table("setting", "fits", "GB", "s/step", "steps", "hours", "USD", box=None)
+    table = Table("setting", "fits", "GB", "s/step", "steps", "dropped", "hours", "USD", box=None)
     table.header_style = "dim"
     for name, cost in (
         ("as asked", found["asked"]),
@@ -77,6 +77,7 @@ def preflight_table(answer: str | bytes) -> Table:
             _number(cost["peak_memory_bytes"], 1 / GIGA, 2),
             _number(cost["step_seconds"], 1, 3),
             _number(cost["steps"], 1, 0),
+            _number(cost["dropped"], 1, 0),
             _number(cost["hours"], 1, 3),
             _number(cost["usd"], 1, 2),
         )

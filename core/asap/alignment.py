@@ -88,22 +88,30 @@ def match_by_alignment(
     aligned = run_length[skipped:]
     share = sum(size > 0 for size in aligned) / max(len(aligned), 1)
     kept = _covered_steps(source, len(source_steps), covered, step_share)
-    reason = None
+    reason = similarity = None
     if share < fidelity:
+        worst, similarity = _worst_paragraph(target, run_length, skipped)
         reason = (
-            f"{share:.1%} of the reply's words stand in the source in order, "
-            f"{fidelity:.0%} are needed"
+            f"{share:.1%} of the reply's words stand in the source in order, {fidelity:.0%} are "
+            f"needed; paragraph {worst + 1} of {len(paragraphs)} has the fewest, {similarity:.1%}"
         )
     elif (foreign := _foreign_paragraph(target, run_length, skipped, step_share)) is not None:
+        at, similarity = foreign
         reason = (
-            f"paragraph {foreign + 1} of {len(paragraphs)} does not stand in the source in order"
+            f"paragraph {at + 1} of {len(paragraphs)} does not stand in the source in order: "
+            f"{similarity:.1%} of its words do, {step_share:.0%} are needed"
         )
     elif _stops_inside_sentence(source_steps, reply, runs, len(target.words)):
         reason = "the reply stops inside a sentence"
     elif not kept:
         reason = "the reply covers no step of the source"
     return MatchReport(
-        match="align", valid=reason is None, reason=reason, kept=kept, fidelity=round(share, 6)
+        match="align",
+        valid=reason is None,
+        reason=reason,
+        kept=kept,
+        similarity=None if similarity is None else round(similarity, 6),
+        fidelity=round(share, 6),
     )
 
 
@@ -162,17 +170,34 @@ def _covered_steps(
 
 def _foreign_paragraph(
     target: _Words, run_length: Sequence[int], skipped: int, step_share: float
-) -> int | None:
-    sizes: dict[int, int] = {}
-    aligned: dict[int, int] = {}
-    for i in range(skipped, len(target.words)):
-        paragraph = target.owner[i]
-        sizes[paragraph] = sizes.get(paragraph, 0) + 1
-        aligned[paragraph] = aligned.get(paragraph, 0) + (run_length[i] > 1)
-    for paragraph, size in sizes.items():
-        if size >= _LONG_PARAGRAPH and aligned[paragraph] < step_share * size:
-            return paragraph
+) -> tuple[int, float] | None:
+    """The first long paragraph that does not stand on its own, and its share of words in runs of
+    two and more.
+    """
+    shares = _paragraph_shares(target, run_length, skipped, least_run=2)
+    for paragraph, (size, aligned) in shares.items():
+        if size >= _LONG_PARAGRAPH and aligned < step_share * size:
+            return paragraph, aligned / size
     return None
+
+
+def _worst_paragraph(target: _Words, run_length: Sequence[int], skipped: int) -> tuple[int, float]:
+    """The paragraph with the least share of aligned words, and that share."""
+    shares = _paragraph_shares(target, run_length, skipped, least_run=1)
+    ranked = ((aligned / size, paragraph) for paragraph, (size, aligned) in shares.items())
+    share, paragraph = min(ranked, default=(0.0, 0))
+    return paragraph, share
+
+
+def _paragraph_shares(
+    target: _Words, run_length: Sequence[int], skipped: int, *, least_run: int
+) -> dict[int, tuple[int, int]]:
+    """Words of each paragraph, and how many of them stand in runs of at least so many."""
+    found: dict[int, tuple[int, int]] = {}
+    for i in range(skipped, len(target.words)):
+        size, aligned = found.get(target.owner[i], (0, 0))
+        found[target.owner[i]] = size + 1, aligned + (run_length[i] >= least_run)
+    return found
 
 
 def _stops_inside_sentence(

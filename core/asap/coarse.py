@@ -35,6 +35,8 @@ from asap.windows import clip, rough_tokens, split_windows
 __all__ = ["coarse_prune"]
 
 EXTRACTIVE = "extractive"
+_CUT = frozenset({"length", "content_filter", "insufficient_system_resource", "error", "abort"})
+"""What servers say of a reply that ends before its end; OpenAI, DeepSeek, routers, vLLM."""
 Outcome = Literal["accepted", "empty", "truncated", "unparsable", "invalid"]
 
 
@@ -216,7 +218,13 @@ class _Stage1:
         max_tokens = self.config.max_reply_tokens
         if self.config.context_tokens is not None:
             left = self.config.context_tokens - rough_tokens(prompt)
-            max_tokens = max(1, min(max_tokens, left))
+            if left < 1:  # any reply would be cut, and each is paid for
+                raise InvalidInput(
+                    f"context_tokens={self.config.context_tokens} is too small for the prompt of "
+                    f"{self.record.id!r}; protocol 'select' shows a long CoT in windows",
+                    code="text-too-long",
+                )
+            max_tokens = min(max_tokens, left)
         sampling = Sampling(
             temperature=temperature,
             max_tokens=max_tokens,
@@ -302,9 +310,9 @@ class _Stage1:
 
 
 def _unusable(result: ChatResult) -> Literal["empty", "truncated"] | None:
-    if result.finish_reason == "length":
-        return "truncated"
-    return None if result.text.strip() else "empty"
+    if not result.text.strip() and result.finish_reason != "length":
+        return "empty"
+    return "truncated" if result.finish_reason in _CUT else None
 
 
 def _verdict(report: MatchReport | None) -> Literal["accepted", "invalid"]:

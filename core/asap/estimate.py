@@ -67,6 +67,16 @@ class Prices:
         )
         return paid * (self.batch_share if batch else 1.0) / 1e6
 
+    def of_batches(self) -> Prices:
+        """What calls cost that go as batches."""
+        share, cached = self.batch_share, self.price_cached
+        return Prices(
+            self.price_in * share,
+            self.price_out * share,
+            None if cached is None else cached * share,
+            batch_share=1.0,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -90,7 +90,9 @@ class EvalConfig(BaseModel):
     add_imports: bool = True
     """Put the import lines of the task before a program that lacks them."""
     time_limit_s: float | None = Field(None, gt=0)
-    """Seconds for all tests of a task, or for each case; None: the benchmark's own."""
+    """Seconds of CPU for all tests of a task, or for each case; None: the benchmark's own. Below 5
+    they are 5: verdicts must not depend on the machine.
+    """
 
     @model_validator(mode="before")
     @classmethod

@@ -4,17 +4,25 @@ and graded. Frozen, JSON both ways.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from asap.eval_config import EvalConfig, Extraction, benchmark_of
 from asap.grades import Grade
 from asap.problems import Problem, ProblemRef, Sample
 from asap.types import Frozen
 
-__all__ = ["EvalData", "EvalItem", "GradedSample", "differing_data", "tasks_expected"]
+__all__ = [
+    "EvalData",
+    "EvalItem",
+    "GradedSample",
+    "Machines",
+    "differing_data",
+    "tasks_expected",
+]
 
 
 class GradedSample(Frozen):
@@ -60,6 +68,10 @@ class EvalItem(Frozen):
     """
     samples: tuple[Sample, ...] = ()
     grades: tuple[GradedSample, ...] = ()
+    engine: dict[str, str] = Field(default_factory=dict)
+    """The server that answered last, in its own words and ours."""
+    sandbox: dict[str, str] = Field(default_factory=dict)
+    """Where programs ran last: level, kernel, versions and limits."""
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
@@ -92,6 +104,29 @@ class EvalItem(Frozen):
         """A copy with these fields, checked."""
         own = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**own, **fields})
+
+
+class Machines:
+    """The engines and sandboxes that a run's items met, each once."""
+
+    def __init__(self, items: Iterable[EvalItem] = ()) -> None:
+        self._engines: set[str] = set()
+        self._sandboxes: set[str] = set()
+        for item in items:
+            self.add(item)
+
+    def add(self, item: EvalItem) -> None:
+        """One more item."""
+        for facts, found in ((item.engine, self._engines), (item.sandbox, self._sandboxes)):
+            if facts:
+                found.add(json.dumps(facts, sort_keys=True))
+
+    def told(self) -> dict[str, JsonValue]:
+        """As a report says it; the same in whatever order items came."""
+        return {
+            "engines": [json.loads(text) for text in sorted(self._engines)],
+            "sandboxes": [json.loads(text) for text in sorted(self._sandboxes)],
+        }
 
 
 def tasks_expected(items: Iterable[EvalItem]) -> dict[str, int]:

@@ -47,7 +47,7 @@ def build_program(problem: Problem, code: str, *, add_imports: bool = True) -> s
 
     `from __future__` lines move to the top, where alone they are Python.
     """
-    lines = {line.strip() for line in code.splitlines()}
+    lines = {line.rstrip() for line in code.splitlines()}
     missing = [line for line in problem.imports if add_imports and line not in lines]
     future = "".join(_FUTURE.findall(code))
     if future and not future.endswith("\n"):

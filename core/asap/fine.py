@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import get_args
 
 from asap.config import PruneConfig, ScoreName
 from asap.errors import InvalidInput
@@ -20,7 +21,7 @@ from asap.types import FineBlock, Record, StepScores, TokenCounts
 
 __all__ = ["count_tokens", "fine_prune", "rebudget"]
 
-# surprisal and entropy of the first token come from the same row of logits: both are kept
+# surprisal and entropy of the first token come from the same row of logits: both are kept always
 _FREE: tuple[ScoreName, ...] = ("first_token_surprisal", "first_token_entropy")
 
 
@@ -53,9 +54,9 @@ def rebudget(record: Record, config: PruneConfig) -> Record:
         )
     scored, method = record.fine.scored, get_method(config.method)
     if method.needs_scores and config.score not in scored.scores and len(scored.tokens) > 1:
+        how = f"score={config.score!r} or all_scores" if scored.scores else "score_within_budget"
         raise InvalidInput(
-            f"record {record.id!r} holds no {config.score} scores; "
-            "prune it again with score_within_budget"
+            f"record {record.id!r} holds no {config.score} scores; prune it again with {how}"
         )
     if "counts_not_additive" in record.flags:
         raise InvalidInput(
@@ -96,8 +97,9 @@ def _request(record: Record, scorer: Scorer) -> ScoreRequest:
     if not config.score_within_budget and config.step_ratio is None and record.tokens is not None:
         wanted = wanted and record.tokens.coarse > _budget(record, bos=0)
     offered = getattr(scorer, "offers", _FREE)  # a scorer that knows less says so
-    free = (name for name in _FREE if name in offered)
-    names = tuple(dict.fromkeys((config.score, *free))) if wanted else ()
+    more: tuple[ScoreName, ...] = get_args(ScoreName) if config.all_scores else _FREE
+    kept = (name for name in more if name in offered)
+    names = tuple(dict.fromkeys((config.score, *kept))) if wanted else ()
     session = ScoreSession() if names and _in_rounds(config) else None
     return ScoreRequest(record.triple.question, record.coarse_steps, names, config.context, session)
 
@@ -128,14 +130,16 @@ def _prune_once(
         choice = Selection(tuple(range(size)), (), record.tokens.coarse, over_budget=False)
     else:
         importance = _importance(record, scored)
-        if any(score is None for score in importance):
+        if _lacks(importance):
             flags.append("score_missing")
         choice = _remove(record, importance, scored, budget)
         if counter is not None and budget is not None:
-            text = join_steps([record.coarse_steps[i] for i in choice.kept])
-            if counter.count(text) != choice.tokens:
+            steps, protected = record.coarse_steps, _protected(config, size)
+            if _miscounted(choice, steps, counter):
                 flags.append("counts_not_additive")
-                choice = _remove_by_real_counts(record, importance, scored, budget, counter)
+                choice = _remove_by_real_counts(
+                    steps, importance, scored, budget, counter, config.min_steps, protected, size
+                )
         if choice.over_budget:
             flags.append("over_budget")
     return FineBlock(
@@ -157,6 +161,11 @@ def _importance(record: Record, scored: StepScores) -> Sequence[float | None]:
     if len(scored.tokens) == 1:
         return (None,) if not scored.scores else rank(record, scored)
     return rank(record, scored)
+
+
+def _lacks(importance: Sequence[float | None]) -> bool:
+    """Whether a score is missing; a step alone needs none."""
+    return len(importance) > 1 and any(score is None for score in importance)
 
 
 def _protected(config: PruneConfig, size: int) -> frozenset[int]:
@@ -185,17 +194,24 @@ def _remove(
     )
 
 
+def _miscounted(choice: Selection, steps: Sequence[str], counter: TokenCounter) -> bool:
+    """Whether the kept steps have another number of tokens than their counts add up to."""
+    return counter.count(join_steps([steps[i] for i in choice.kept])) != choice.tokens
+
+
 def _remove_by_real_counts(
-    record: Record,
+    steps: Sequence[str],
     importance: Sequence[float | None],
     scored: StepScores,
     budget: int,
     counter: TokenCounter,
+    min_steps: int,
+    protected: frozenset[int],
+    most: int,
 ) -> Selection:
-    """The same order with one tokenisation per probe: counts fall monotonically, so O(log P)
-    probes.
+    """The same order, at most `most` steps, with one tokenisation per probe: counts fall
+    monotonically, so O(log P) probes.
     """
-    config, size = record.config, len(scored.tokens)
 
     def after(removals: int) -> Selection:
         choice = remove_lowest(
@@ -203,13 +219,13 @@ def _remove_by_real_counts(
             scored.tokens,
             scored.tokens_joined,
             remove_steps=removals,
-            min_steps=config.min_steps,
-            protected=_protected(config, size),
+            min_steps=min_steps,
+            protected=protected,
         )
-        tokens = counter.count(join_steps([record.coarse_steps[i] for i in choice.kept]))
+        tokens = counter.count(join_steps([steps[i] for i in choice.kept]))
         return Selection(choice.kept, choice.removed, tokens, over_budget=tokens > budget)
 
-    low, high = 0, size
+    low, high = 0, min(most, len(steps))
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if after(middle).over_budget else (low, middle)
@@ -229,19 +245,36 @@ async def _prune_iteratively(
     if (budget is not None and record.tokens.coarse <= budget) or size == 1:
         return _prune_once(record, scored, scorer.name, counter=None)
     protected = _protected(config, size)
-    left, current = list(range(size)), scored
+    left, current, flags = list(range(size)), scored, list(scored.flags)
     removed: list[int] = []
     while True:
+        importance = _importance(record, current)
+        if _lacks(importance):
+            flags.append("score_missing")
+        steps = [record.coarse_steps[i] for i in left]
+        fixed = frozenset(at for at, step in enumerate(left) if step in protected)
         choice = remove_lowest(
-            _importance(record, current),
+            importance,
             current.tokens,
             current.tokens_joined,
             max_tokens=budget,
             remove_steps=None if goal is None else goal - len(removed),
             max_removals=config.rescore_every,
             min_steps=config.min_steps,
-            protected=frozenset(at for at, step in enumerate(left) if step in protected),
+            protected=fixed,
         )
+        if budget is not None and _miscounted(choice, steps, scorer):
+            flags.append("counts_not_additive")
+            choice = _remove_by_real_counts(
+                steps,
+                importance,
+                current,
+                budget,
+                scorer,
+                config.min_steps,
+                fixed,
+                config.rescore_every,
+            )
         removed += [left[at] for at in choice.removed]
         left = [left[at] for at in choice.kept]
         if not choice.over_budget or len(choice.removed) < config.rescore_every:
@@ -254,7 +287,8 @@ async def _prune_iteratively(
             session,
         )
         [current] = await scorer.score([request])
-    flags = [*scored.flags, *(["over_budget"] if choice.over_budget else [])]
+    if choice.over_budget:
+        flags.append("over_budget")
     return FineBlock(
         method=config.method,
         scorer=scorer.name,

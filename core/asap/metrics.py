@@ -5,7 +5,8 @@ behind them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -18,18 +19,23 @@ from asap.significance import Interval, bootstrap_mean
 from asap.types import Frozen
 
 __all__ = [
+    "Generation",
     "MetricsRow",
     "Result",
-    "busy_seconds",
     "by_task",
+    "generation_seconds",
     "kept_ratio",
     "measure",
     "pass_at_k",
     "percentile",
     "results_of",
+    "shared_seconds",
 ]
 
 PASS_AT = (1, 5, 10, 100)
+
+Generation = tuple[str, int, int, float, float]
+"""Task id, budget, number, start and seconds of a completion: the same for all its results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,18 @@ class Result:
     started_at: float
     seconds: float
     ttft_s: float | None = None
+
+    @property
+    def generation(self) -> Generation:
+        """Which completion it is of."""
+        return self.task_id, self.budget, self.number, self.started_at, self.seconds
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Mean time between two tokens behind the first; None when nobody knows."""
+        if self.ttft_s is None or self.tokens < 2:
+            return None
+        return max(0.0, self.seconds - self.ttft_s) / (self.tokens - 1)
 
     @property
     def scored(self) -> bool:
@@ -111,13 +129,19 @@ class MetricsRow(Frozen):
     tokens: float
     """Tok: mean generated tokens of a completion."""
     latency_batch_s: float
-    """Lat: seconds in which at least one request ran, for each completion (inverse throughput)."""
+    """Lat: seconds in which requests ran, for each completion (inverse throughput). Those in which
+    several ran, of other budgets and benchmarks, too, are divided between them.
+    """
     concurrency: float
     """Mean requests at a time while any ran; at 1 the latencies below are those of one user."""
     latency_p50_s: float
     latency_p95_s: float
     ttft_p50_s: float | None
+    """To the first token; None when nothing was streamed."""
     ttft_p95_s: float | None
+    per_token_p50_s: float | None
+    """Between two tokens behind the first, the mean of each completion."""
+    per_token_p95_s: float | None
     truncated: float
     """Ended by the budget."""
     no_code: float
@@ -136,15 +160,25 @@ class MetricsRow(Frozen):
         return f"{self.accuracy:.2f}/{self.tokens:.0f}/{self.latency_batch_s:.2f}"
 
 
-def measure(model: str, results: Sequence[Result], *, seed: int = 0) -> MetricsRow:
-    """The row of one or more results of one benchmark, budget and extraction."""
+def measure(
+    model: str,
+    results: Sequence[Result],
+    *,
+    seed: int = 0,
+    seconds_of: Mapping[Generation, float] | None = None,
+) -> MetricsRow:
+    """The row of one or more results of one benchmark, budget and extraction. `seconds_of`:
+    `generation_seconds` of all that ran beside them; None: nothing else did.
+    """
+    seconds_of = generation_seconds(results) if seconds_of is None else seconds_of
     first, count = results[0], len(results)
     scored = [r for r in results if r.scored]
     tasks = [[r.passed for r in group] for group in by_task(scored).values()]
     shares = [100 * sum(passed) / len(passed) for passed in tasks]
-    busy = busy_seconds((r.started_at, r.seconds) for r in results)
+    busy = math.fsum(seconds_of[r.generation] for r in results)
     seconds = sorted(r.seconds for r in results)
     ttft = sorted(r.ttft_s for r in results if r.ttft_s is not None)
+    gaps = sorted(gap for r in results if (gap := r.per_token_s) is not None)
     fewest = min(map(len, tasks), default=0)
 
     def share(holds: Iterable[bool]) -> float:
@@ -173,6 +207,8 @@ def measure(model: str, results: Sequence[Result], *, seed: int = 0) -> MetricsR
         latency_p95_s=percentile(seconds, 0.95),
         ttft_p50_s=percentile(ttft, 0.50) if ttft else None,
         ttft_p95_s=percentile(ttft, 0.95) if ttft else None,
+        per_token_p50_s=percentile(gaps, 0.50) if gaps else None,
+        per_token_p95_s=percentile(gaps, 0.95) if gaps else None,
         truncated=share(r.truncated for r in results),
         no_code=share(r.verdict == "no-code" for r in results),
         timeouts=share(r.verdict == "timeout" for r in results),
@@ -200,15 +236,27 @@ def kept_ratio(kept: float, original: float) -> float:
     return kept / original if original else 1.0
 
 
-def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of (start, seconds): a pause between two runs does not count."""
-    total, until = 0.0, -math.inf
-    for start, seconds in sorted(spans):
-        end = start + seconds
-        if end > until:
-            total += end - max(start, until)
-            until = end
-    return total
+def generation_seconds(results: Iterable[Result]) -> dict[Generation, float]:
+    """The seconds of each completion, shared with those that ran at the same time."""
+    ran = sorted({result.generation for result in results})
+    shares = shared_seconds([(start, seconds) for *_, start, seconds in ran])
+    return dict(zip(ran, shares, strict=True))
+
+
+def shared_seconds(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Of each (start, seconds) its part of the time, where a moment in which several run is divided
+    between them. All parts together are the length of the union: a pause does not count.
+    """
+    changes: Counter[float] = Counter()
+    for start, seconds in spans:
+        changes[start] += 1
+        changes[start + seconds] -= 1
+    passed, running, last, until = 0.0, 0, 0.0, {}
+    for moment in sorted(changes):
+        passed += (moment - last) / running if running else 0.0
+        running += changes[moment]
+        until[moment], last = passed, moment
+    return [until[start + seconds] - until[start] for start, seconds in spans]
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

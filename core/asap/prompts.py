@@ -104,7 +104,7 @@ KEEP_SCHEMA: dict[str, Any] = {
 _FENCED_SLOT = re.compile(r"```(\w*)\n\{(\w+)\}\n```")
 _KEEP = re.compile(r'"?keep"?\s*[:=]\s*(\[[^\]]*\])')
 _LIST = re.compile(r"\[[^\[\]]*\]")
-_ITEM = re.compile(r"(\d+)(?:\s*(?:-|–|\.\.|to)\s*(\d+))?")
+_ITEM = re.compile(r"(\d{1,9})(?:\s*(?:-|–|\.\.|to)\s*(\d{1,9}))?")
 
 
 def _render(template: str, *, fence_safety: bool, **texts: str) -> str:
@@ -201,7 +201,8 @@ def parse_selection(
 def _selected_items(text: str) -> list[str] | None:
     try:
         value = json.loads(text)
-    except ValueError:  # prose around the object, or ranges that are no JSON
+    # Prose around the object, ranges that are no JSON, a number or a nesting without end.
+    except (ValueError, RecursionError):
         lists = _KEEP.findall(text) or _LIST.findall(text)
         return lists[-1].strip("[]").replace('"', "").split(",") if lists else None
     if isinstance(value, dict):

@@ -12,7 +12,14 @@ from pydantic import Field, JsonValue
 
 from asap.errors import InvalidInput
 from asap.eval_config import Extraction, benchmark_of
-from asap.metrics import MetricsRow, Result, by_task, kept_ratio, measure
+from asap.metrics import (
+    MetricsRow,
+    Result,
+    by_task,
+    generation_seconds,
+    kept_ratio,
+    measure,
+)
 from asap.significance import Interval, Wilcoxon, bootstrap_mean, holm, mcnemar, wilcoxon
 from asap.types import Frozen
 
@@ -134,9 +141,13 @@ def build_report(
         raise InvalidInput(f"there are no results of {candidate!r}", code="unknown-model")
     models = tuple(sorted(results, key=lambda name: (name == candidate, name)))
     grouped = {model: _grouped(model, results[model]) for model in models}
+    seconds = {
+        model: generation_seconds(result for group in groups.values() for result in group)
+        for model, groups in grouped.items()
+    }
     order = sorted({group for groups in grouped.values() for group in groups}, key=_place)
     rows = [
-        measure(model, grouped[model][group], seed=seed)
+        measure(model, grouped[model][group], seed=seed, seconds_of=seconds[model])
         for group in order
         for model in models
         if group in grouped[model]

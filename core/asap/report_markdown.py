@@ -14,6 +14,8 @@ from asap.significance import Interval
 
 __all__ = ["format_p", "render_markdown"]
 
+TIMES = (("first", "s"), ("per", "ms"))
+
 
 def render_markdown(report: Report) -> str:
     """The whole report; equal reports give equal text."""
@@ -90,7 +92,8 @@ def _metrics(rows: Iterable[MetricsRow]) -> str:
 def _behaviour(rows: Sequence[MetricsRow]) -> str:
     ks = sorted({k for r in rows for k in r.pass_at if k > 1})
     head = ["model", "budget", "code", "cut", "no code", "time-outs", "loops", "flagged", "flipped"]
-    head += ["requests at once", "p50 s", "p95 s", "first token p50 s"]
+    head += ["requests at once", "p50 s", "p95 s"]
+    head += [f"{part} token {p} {unit}" for part, unit in TIMES for p in ("p50", "p95")]
     return _table(
         head + [f"pass@{k} %" for k in ks],
         (
@@ -105,7 +108,8 @@ def _behaviour(rows: Sequence[MetricsRow]) -> str:
                 f"{r.concurrency:.1f}",
                 f"{r.latency_p50_s:.2f}",
                 f"{r.latency_p95_s:.2f}",
-                "" if r.ttft_p50_s is None else f"{r.ttft_p50_s:.2f}",
+                *(_seconds(value) for value in (r.ttft_p50_s, r.ttft_p95_s)),
+                *(_seconds(value, 1000) for value in (r.per_token_p50_s, r.per_token_p95_s)),
                 *(f"{r.pass_at[k]:.2f}" if k in r.pass_at else "" for k in ks),
             ]
             for r in rows
@@ -138,6 +142,11 @@ def _tests(comparisons: Iterable[Comparison]) -> str:
             for c in comparisons
         ),
     )
+
+
+def _seconds(value: float | None, parts: int = 1) -> str:
+    """Two digits behind the point, of so many parts of a second."""
+    return "" if value is None else f"{parts * value:.2f}"
 
 
 def _interval(interval: Interval | None, digits: int = 1) -> str:

@@ -8,6 +8,7 @@ and read by whoever follows it:
     spec.json               this run, for the training process
     progress.json           TrainProgress, overwritten every few seconds
     metrics.jsonl           one line of figures for every `log_every` steps
+    dropped.jsonl           samples that are not trained on: id, reason, tokens
     problem.json            why the run refused or failed, with the last lines of its log
     checkpoints/step-N/     what a killed run goes on from; manifest.json is written last
     model/                  the result; manifest.json is written last

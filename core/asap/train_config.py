@@ -68,7 +68,7 @@ class TrainConfig(BaseModel):
     warmup_ratio: Share = 0.03
     max_grad_norm: float = Field(0.2, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = True
 

@@ -116,7 +116,8 @@ class MatchReport(Frozen):
     """Indices of the matched source steps, strictly increasing."""
     similarity: float | None = None
     """`paper`: the lowest Gestalt ratio among the matched pairs; of a reply that failed, the best
-    ratio of the step that matched none.
+    ratio of the step that matched none. `align`: of a reply that failed, the share of the named
+    paragraph's words that stand in the source.
     """
     containment: float | None = None
     """`paper`: the lowest share of a reply step that stands in its source step."""

@@ -64,6 +64,18 @@ def check(candidate):
         assert same(args, candidate(*copy.deepcopy(args)), expected)
 """
 
+_REPAIRS = (
+    (
+        "assert _poly(*candidate(*inp), inp) <= 0.0001",
+        "assert abs(_poly(*inp, candidate(*inp))) <= 0.0001",
+    ),
+    (
+        "assert np.allclose(out, exp,",
+        "assert np.shape(out) == np.shape(exp) and np.allclose(out, exp,",
+    ),
+    ("candidate(*inp)", "candidate(*copy.deepcopy(inp))"),
+)
+
 
 def differential_test(
     entry_point: str, reference: str, inputs: Sequence[Sequence[Any]], atol: float
@@ -86,11 +98,17 @@ def differential_test(
 
 
 def repair_original(test: str) -> str:
-    """HumanEval+'s test of `find_zero` in HumanEval form unpacks the candidate's root instead of
-    the arguments, so that even its reference fails; other tests come back as they are.
+    """A test of HumanEval+ in HumanEval form without its defects; other tests come back as they
+    are.
+
+    That of `find_zero` unpacks the candidate's root instead of the arguments, so that even its
+    reference fails. An empty list is broadcast and then close to any number. A candidate that
+    changes its arguments changes what its result is checked with.
     """
-    broken = "assert _poly(*candidate(*inp), inp) <= 0.0001"
-    return test.replace(broken, "assert abs(_poly(*inp, candidate(*inp))) <= 0.0001")
+    repaired = test
+    for broken, whole in _REPAIRS:
+        repaired = repaired.replace(broken, whole)
+    return test if repaired == test else "import copy\n" + repaired
 
 
 @dataclass(frozen=True, slots=True)

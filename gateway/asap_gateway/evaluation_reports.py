@@ -17,7 +17,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from asap.errors import AsapError, Conflict, InvalidInput, NotFound, Overloaded
-from asap.eval_items import EvalItem, differing_data, tasks_expected
+from asap.eval_items import EvalItem, Machines, differing_data, tasks_expected
 from asap.metrics import MetricsRow, Result, results_of
 from asap.report import Report, build_report
 from asap_gateway.evaluation_schemas import EvaluationBody, FigureBody
@@ -139,8 +139,9 @@ class EvaluationReports:
             name = view.id[:8] if first is None else first.model
             if models[name] > 1:
                 name = f"{name} ({view.id[:8]})"
-            results[name] = list(self._results(tenant, view.id))
-            provenance[name] = _provenance(view, first)
+            machines = Machines()
+            results[name] = list(self._results(tenant, view.id, machines))
+            provenance[name] = {**_provenance(view, first), **machines.told()}
         report = build_report(
             results,
             candidate=next(iter(results)) if len(views) > 1 else None,
@@ -153,10 +154,12 @@ class EvaluationReports:
         )
         return report.model_copy(update={"incomplete": doubts + report.incomplete})
 
-    def _results(self, tenant: str, job_id: str) -> Iterator[Result]:
+    def _results(self, tenant: str, job_id: str, machines: Machines) -> Iterator[Result]:
         for result in self._ledger.results(tenant, job_id):
             if result.payload is not None:
-                yield from results_of(EvalItem.model_validate_json(result.payload))
+                item = EvalItem.model_validate_json(result.payload)
+                machines.add(item)
+                yield from results_of(item)
 
     def _first(self, tenant: str, job_id: str) -> EvalItem | None:
         payload = self._ledger.first_payload(tenant, job_id)

@@ -16,8 +16,9 @@ NO_JOB: Final = "0123456789abcdef0123456789abcdef"
 PLACES: Final = {"job_id": NO_JOB, "name": "pruned-coder", "version": 1}
 """What stands in the paths of the examples: nothing is there."""
 JSON: Final = "application/json"
-EVALUATE: Final = {"kind": "evaluate", "model": "Qwen/Qwen2.5-7B"}
-TRAIN: Final = {"kind": "train", "base": "Qwen/Qwen2.5-7B", "model": "pruned-coder"}
+BASE: Final = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+EVALUATE: Final = {"kind": "evaluate", "model": BASE}
+TRAIN: Final = {"kind": "train", "base": BASE, "model": "pruned-coder"}
 
 
 @dataclass(frozen=True, slots=True)

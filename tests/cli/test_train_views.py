@@ -73,7 +73,7 @@ def test_statistics_of_all_samples():
 
 def test_a_preflight_shows_what_was_asked_for_first_and_what_is_not_known_as_a_dash():
     known = {"fits": True, "peak_memory_bytes": 12.5e9, "step_seconds": 1.5, "steps": 400,
-             "hours": 0.167, "usd": 0.5}  # fmt: skip
+             "dropped": 3, "hours": 0.167, "usd": 0.5}  # fmt: skip
     unknown = dict.fromkeys(known) | {"fits": False}
     answer = {
         "asked": unknown,
@@ -81,8 +81,17 @@ def test_a_preflight_shows_what_was_asked_for_first_and_what_is_not_known_as_a_d
         "device": "H200",
     }
     lines = said(preflight_table(json.dumps(answer))).splitlines()
-    assert lines[1].split() == ["as", "asked", "no", "-", "-", "-", "-", "-"]
-    assert lines[2].split() == ["batch_size=1", "yes", "12.50", "1.500", "400", "0.167", "0.50"]
+    assert lines[1].split() == ["as", "asked", "no", *["-"] * 6]
+    assert lines[2].split() == [
+        "batch_size=1",
+        "yes",
+        "12.50",
+        "1.500",
+        "400",
+        "3",
+        "0.167",
+        "0.50",
+    ]
     assert "measured on H200" in lines[3]
 
 

@@ -68,7 +68,16 @@ def test_an_invented_paragraph_is_found_in_a_reply_that_is_faithful_on_the_whole
     )
     report = match_by_alignment(source, join_steps([*source[:20], invented, *source[20:]]))
     assert report.fidelity > 0.95
-    assert report.reason == "paragraph 21 of 41 does not stand in the source in order"
+    assert report.reason.startswith("paragraph 21 of 41 does not stand in the source in order")
+    assert report.similarity < 0.5
+
+
+def test_a_paraphrase_is_named_with_the_words_that_it_keeps():
+    paraphrase = "We could try many other things, but one of them, the heap, is heavy."
+    report = verdict(join_steps([SOURCE[0], paraphrase, SOURCE[2]]))
+    assert not report.valid
+    assert "paragraph 2 of 3 has the fewest" in report.reason
+    assert report.similarity == min(report.similarity, report.fidelity)
 
 
 def test_a_reply_may_end_with_a_line_of_the_source_that_has_no_full_stop():

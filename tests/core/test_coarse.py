@@ -93,6 +93,31 @@ async def test_an_empty_direct_cot_is_retried_then_fails_the_sample():
     assert pruned.coarse.direct_cot is None
 
 
+@pytest.mark.parametrize(
+    "reason", ["length", "content_filter", "insufficient_system_resource", "error", "abort"]
+)
+async def test_a_reply_that_was_broken_off_is_no_anchor_and_no_coarse_cot(reason):
+    chat = ScriptedChat(said("Step-by", reason), DIRECT, said(faithful(0), reason), faithful(0, 2))
+    pruned = await coarse_prune(record(), chat)
+    outcomes = [a.outcome for a in pruned.coarse.attempts]
+    assert outcomes == ["truncated", "accepted", "truncated", "accepted"]
+    assert pruned.coarse.direct_cot == DIRECT
+
+
+async def test_a_refusal_without_text_is_empty():
+    chat = ScriptedChat(said("", "content_filter"), DIRECT, faithful(0))
+    pruned = await coarse_prune(record(), chat)
+    assert pruned.coarse.attempts[0].outcome == "empty"
+
+
+async def test_a_prompt_that_leaves_no_room_for_a_reply_is_never_sent():
+    triple = Triple(question="q", cot=COT * 100, answer="a")
+    chat = ScriptedChat(DIRECT)
+    with pytest.raises(InvalidInput, match="'select' shows a long CoT in windows"):
+        await coarse_prune(Record(triple=triple, config=PruneConfig(context_tokens=4096)), chat)
+    assert len(chat.prompts) == 1
+
+
 async def test_transport_errors_pass_through_and_are_no_attempts():
     with pytest.raises(UpstreamUnavailable):
         await coarse_prune(record(), ScriptedChat(UpstreamUnavailable("gone")))

@@ -95,3 +95,5 @@ def test_cached_tokens_and_batches_have_prices_of_their_own():
     assert prices.usd(1_000_000, 500_000, cached=400_000) == pytest.approx(5.4)
     assert prices.usd(1_000_000, 500_000, cached=400_000, batch=True) == pytest.approx(2.7)
     assert Prices(2.0, 8.0).usd(1_000_000, 0, cached=400_000) == pytest.approx(2.0)
+    of_batches = prices.of_batches().usd(1_000_000, 500_000, cached=400_000)
+    assert of_batches == pytest.approx(2.7)

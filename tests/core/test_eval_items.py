@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from asap.eval_config import EvalConfig
-from asap.eval_items import EvalItem, GradedSample
+from asap.eval_items import EvalItem, GradedSample, Machines
 from asap.grades import Grade
 from asap.problems import Problem, ProblemRef, Sample
 
@@ -82,3 +82,17 @@ def test_its_budgets_are_those_of_its_benchmarks():
 def test_an_item_that_contradicts_itself_is_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         item(**fields)
+
+
+def test_machines_are_told_once_each_in_any_order():
+    met = [
+        item(engine={"vllm": version}, sandbox={"level": level})
+        for version, level in (("2", "landlock"), ("1", "landlock"), ("2", "namespaces"))
+    ]
+    told = Machines([*met, item()]).told()
+    assert told == {
+        "engines": [{"vllm": "1"}, {"vllm": "2"}],
+        "sandboxes": [{"level": "landlock"}, {"level": "namespaces"}],
+    }
+    assert Machines(reversed(met)).told() == told
+    assert Machines().told() == {"engines": [], "sandboxes": []}

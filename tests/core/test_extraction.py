@@ -70,6 +70,12 @@ def test_only_missing_import_lines_are_added():
     assert build_program(asked, code, add_imports=False) == code
 
 
+def test_an_import_within_a_function_is_not_there_for_others():
+    asked = problem(imports=("import math",))
+    code = "def g():\n    import math\n    return 0\ndef f(): return math.pi"
+    assert build_program(asked, code) == "import math\n\n" + code
+
+
 def test_the_prelude_stands_first_and_future_lines_before_it():
     asked = problem(prelude="inf = float('inf')")
     program = build_program(asked, "from __future__ import annotations\ndef f(): return inf")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asap.config import PruneConfig
+from asap.config import PruneConfig, ScoreName
 from asap.errors import InvalidInput
 from asap.fine import count_tokens, fine_prune, rebudget
 from asap.steps import join_steps
@@ -66,8 +68,34 @@ async def test_scoring_within_budget_can_be_switched_off():
     done = await pruned(scorer, "a\n\nb", max_tokens=100, score_within_budget=False)
     assert scorer.requests[0].scores == ()
     assert done.fine.scored.scores == {}
-    with pytest.raises(InvalidInput, match="holds no first_token_surprisal scores"):
+    with pytest.raises(InvalidInput, match=r"no first_token_surprisal .* with score_within"):
         rebudget(done, PruneConfig(method="asap_stage2", max_tokens=1))
+
+
+async def test_another_score_than_those_kept_is_named_in_the_refusal():
+    done = await pruned(max_tokens=11, all_scores=False)
+    other = PruneConfig(method="asap_stage2", max_tokens=11, score="step_entropy")
+    with pytest.raises(InvalidInput, match="prune it again with score='step_entropy'"):
+        rebudget(done, other)
+
+
+async def test_all_scores_answer_for_any_rule_later():
+    done = await pruned(max_tokens=17)
+    assert set(done.fine.scored.scores) == set(get_args(ScoreName))
+    for score in get_args(ScoreName):
+        full = await pruned(max_tokens=11, score=score)
+        again = rebudget(done, full.config)
+        assert (again.kept_steps, again.tokens) == (full.kept_steps, full.tokens)
+    assert len((await pruned(max_tokens=17, all_scores=False)).fine.scored.scores) == 2
+
+
+async def test_a_scorer_is_asked_for_what_it_offers_alone():
+    class Few(TableScorer):
+        offers = frozenset({"first_token_surprisal", "mean_surprisal"})
+
+    scorer = Few(lambda steps: SCORES)
+    await pruned(scorer, max_tokens=11, all_scores=True)
+    assert set(scorer.requests[0].scores) == Few.offers
 
 
 async def test_duplicate_steps_are_told_apart_by_index():
@@ -80,7 +108,7 @@ async def test_empty_and_single_step_cots():
     empty = await pruned(scorer, " \n ", max_tokens=1)
     assert (empty.pruned_cot, empty.flags, scorer.requests) == (" \n ", ("empty_cot",), [])
     single = await pruned(table(), "one long step", max_tokens=1)
-    assert (single.kept_steps, single.flags) == ((0,), ("score_missing", "over_budget"))
+    assert (single.kept_steps, single.flags) == ((0,), ("over_budget",))
 
 
 async def test_missing_scores_keep_their_step_and_are_flagged():
@@ -102,13 +130,21 @@ async def test_repo_preset_counts_bos():
     assert done.kept_steps == (1, 3)
 
 
+class Merging(TableScorer):
+    """A tokenizer whose separator costs nothing."""
+
+    def count(self, text):
+        return len(text.split())
+
+
+class Splitting(TableScorer):
+    """A tokenizer whose separator costs three tokens, and one by itself."""
+
+    def count(self, text):
+        return len(text.split()) + 3 * text.count("\n\n")
+
+
 async def test_counts_that_do_not_add_up_fall_back_to_real_tokenisations():
-    class Merging(TableScorer):
-        """A tokenizer whose separator costs nothing."""
-
-        def count(self, text):
-            return len(text.split())
-
     scorer = Merging(lambda steps: SCORES)
     done = await pruned(scorer, max_tokens=10)
     assert "counts_not_additive" in done.flags
@@ -163,13 +199,31 @@ async def test_iterative_rescores_what_is_left():
     assert len(scorer.requests) == 8 - len(left)
 
 
-async def test_iterative_in_one_round_equals_global():
-    whole = await pruned(TableScorer(by_neighbours), CHAIN, max_tokens=11)
+@pytest.mark.parametrize("scorer", [TableScorer, Merging, Splitting])
+async def test_iterative_in_one_round_equals_global(scorer):
+    whole = await pruned(scorer(by_neighbours), CHAIN, max_tokens=11)
     rounds = await pruned(
-        TableScorer(by_neighbours), CHAIN, mode="iterative", rescore_every=8, max_tokens=11
+        scorer(by_neighbours), CHAIN, mode="iterative", rescore_every=8, max_tokens=11
     )
     assert whole.kept_steps == rounds.kept_steps
     assert whole.fine.removed == rounds.fine.removed
+    assert set(whole.flags) == set(rounds.flags)
+
+
+@pytest.mark.parametrize(("scorer", "steps", "tokens"), [(Merging, 3, 9), (Splitting, 2, 9)])
+async def test_iterative_counts_really_where_counts_do_not_add_up(scorer, steps, tokens):
+    done = await pruned(scorer(by_neighbours), CHAIN, mode="iterative", max_tokens=11)
+    assert (len(done.kept_steps), done.tokens.pruned) == (steps, tokens)  # one more is above 11
+    assert "counts_not_additive" in done.flags
+    with pytest.raises(InvalidInput, match="do not add"):
+        rebudget(done, done.config)
+
+
+async def test_missing_scores_are_flagged_in_rounds_too():
+    scorer = TableScorer(lambda steps: [None, *by_neighbours(steps)[1:]])
+    done = await pruned(scorer, CHAIN, mode="iterative", max_tokens=11)
+    assert done.kept_steps[0] == 0
+    assert "score_missing" in done.flags
 
 
 async def test_iterative_runs_can_be_rebudgeted_upwards_only():

@@ -12,12 +12,13 @@ from asap.eval_items import EvalItem, GradedSample
 from asap.grades import Grade
 from asap.metrics import (
     Result,
-    busy_seconds,
+    generation_seconds,
     kept_ratio,
     measure,
     pass_at_k,
     percentile,
     results_of,
+    shared_seconds,
 )
 from asap.problems import Problem, Sample
 
@@ -98,11 +99,37 @@ def test_latency_counts_time_with_requests_only():
 
 
 @pytest.mark.parametrize(
-    ("spans", "seconds"),
-    [([], 0), ([(0, 2), (1, 2)], 3), ([(5, 1), (0, 1)], 2), ([(0, 9), (1, 1), (2, 3)], 9)],
+    ("spans", "parts"),
+    [
+        ([], []),
+        ([(0, 2), (1, 2)], [1.5, 1.5]),
+        ([(5, 1), (0, 1)], [1, 1]),
+        ([(0, 9), (1, 1), (2, 3)], [7, 0.5, 1.5]),
+        ([(0, 6)] * 3, [2, 2, 2]),
+        ([(3, 0), (0, 6)], [0, 6]),
+    ],
 )
-def test_busy_seconds_are_the_union(spans, seconds):
-    assert busy_seconds(spans) == seconds
+def test_time_is_shared_by_those_that_ran(spans, parts):
+    assert shared_seconds(spans) == parts
+
+
+def test_budgets_that_were_asked_at_once_do_not_pay_for_each_other():
+    short = results("passed", "passed", seconds=4.0, budget=1024)
+    long = results("passed", "passed", seconds=4.0, budget=2048)
+    assert measure("m", short).latency_batch_s == 2
+    together = generation_seconds([*short, *long, replace(short[0], benchmark="humaneval-plus")])
+    assert sum(together.values()) == 4
+    rows = [measure("m", group, seconds_of=together) for group in (short, long)]
+    assert [(row.latency_batch_s, row.concurrency) for row in rows] == [(1, 4), (1, 4)]
+
+
+def test_time_per_token_is_that_behind_the_first():
+    asked = results("passed", "passed", "passed", ttft_s=1.0, seconds=3.0)
+    timed = [replace(r, tokens=tokens) for r, tokens in zip(asked, (5, 21, 1), strict=True)]
+    row = measure("m", timed)
+    assert (row.per_token_p50_s, row.per_token_p95_s) == (0.1, 0.5)
+    unknown = measure("m", [replace(r, ttft_s=None) for r in timed])
+    assert (unknown.per_token_p50_s, unknown.per_token_p95_s) == (None, None)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 3), (0.95, 5), (0.0, 1), (1.0, 5), (0.2, 1)])

@@ -108,7 +108,11 @@ def test_a_fence_around_the_whole_reply_is_taken_off(reply, text):
         ("keep everything", None),
         ('{"drop": [1]}', None),
         ("[[1, 2]]", None),
+        ('{"keep": [' + "1" * 5000 + "]}", None),
+        ('{"keep": ["' + "1" * 5000 + '"]}', None),
+        ("[" * 100_000 + "]" * 100_000, None),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_selection_replies_are_read_tolerantly_and_never_guessed(reply, numbers):
     assert parse_selection(reply, 5) == numbers

@@ -137,3 +137,17 @@ def test_one_model_needs_no_comparison():
     text = render_markdown(made)
     assert "````json" in text
     assert "84.15" in text  # the paper's own table beside ours
+
+
+def test_latency_is_shared_with_what_ran_beside_it():
+    """Every completion of both budgets and benchmarks ran at one of 165 moments."""
+    rows = build_report({"ASAP": results("ASAP")}).rows
+    strict = [row for row in rows if row.extraction == "strict"]
+    assert sum(row.latency_batch_s * row.samples for row in strict) == pytest.approx(165)
+
+
+def test_the_tables_have_first_and_further_tokens():
+    streamed = [replace(r, ttft_s=0.5, tokens=16) for r in results("ASAP")]
+    text = render_markdown(build_report({"ASAP": streamed}))
+    assert "| first token p50 s | first token p95 s | per token p50 ms | per token p95 ms |" in text
+    assert "| 0.50 | 0.50 | 100.00 | 100.00 |" in text

@@ -94,6 +94,7 @@ def test_a_config_passes_through_where_one_is_validated():
         {"held_out_share": 1},
         {"max_steps": 0},
         {"batch_size": 0},
+        {"seed": 2**32},
         {"max_seq_length": 8},
         {"precision": "float16"},
         {"gpus": -1, "backend": "plain"},

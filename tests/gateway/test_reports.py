@@ -41,6 +41,8 @@ async def test_the_report_of_one_evaluation(client):
     told = report.provenance["slow"]
     assert (told["job"], told["phase"], told["config"]["budgets"]) == (job, "done", [64, 128])
     assert set(told["data"]) == {"humaneval", "humaneval-plus"}
+    assert told["engines"] == [{"vllm": "0"}]
+    assert told["sandboxes"] == [{"level": "scripted"}]
     assert "SECRET" not in report.to_json()
     assert "slow, humaneval at 64 tokens, strict: 4 of 164 tasks are scored" in report.incomplete
 

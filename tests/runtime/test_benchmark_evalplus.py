@@ -82,5 +82,44 @@ def test_the_rules_of_single_tasks():
 
 def test_the_broken_test_is_repaired_and_others_are_left():
     broken = "    assert _poly(*candidate(*inp), inp) <= 0.0001\n"
-    assert repair_original(broken) == "    assert abs(_poly(*inp, candidate(*inp))) <= 0.0001\n"
+    whole = "    assert abs(_poly(*inp, candidate(*copy.deepcopy(inp)))) <= 0.0001\n"
+    assert repair_original(broken) == "import copy\n" + whole
     assert repair_original("assert candidate(1)") == "assert candidate(1)"
+
+
+ORIGINAL = """
+import numpy as np
+
+def assertion(out, exp, atol):
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp
+
+def check(candidate):
+    for inp, exp in [([[4.0]], 4.0), ([[1.0, 2.0]], 1.5)]:
+        assertion(candidate(*inp), exp, 1e-6)
+        assertion(sum(*inp) / len(*inp), exp, 1e-6)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "good"),
+    [
+        (lambda x: sum(x) / len(x), True),
+        (lambda x: x and sum(x) / len(x) + 1e-8, True),
+        (lambda x: [], False),  # broadcast, nothing is close to anything
+        (lambda x: [[]], False),
+        (lambda x: [sum(x) / len(x)], False),
+        (lambda x: (sum(x) / len(x), x.append(9.0))[0], True),  # its own copy
+    ],
+)
+def test_the_original_form_takes_no_empty_result_and_keeps_its_inputs(program, good):
+    space: dict[str, object] = {}
+    exec(repair_original(ORIGINAL), space)
+    try:
+        space["check"](program)
+    except AssertionError:
+        assert not good
+    else:
+        assert good

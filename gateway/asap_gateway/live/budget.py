@@ -49,7 +49,11 @@ def closing(phrase: str) -> str:
 def begins_thinking(asked: Asked, route: Route) -> bool:
     """Whether the completion of this request begins within the thinking."""
     prompt = asked.body.get("prompt")
-    return prompt.rstrip().endswith(OPEN) if isinstance(prompt, str) else route.opened
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    texts = [text for text in prompts if isinstance(text, str)]
+    if not texts:  # a chat, or token ids
+        return route.opened
+    return all(text.rstrip().endswith(OPEN) for text in texts)
 
 
 async def counted(call: Call, tally: Tally, *, opened: bool) -> AsyncGenerator[dict[str, Any]]:
@@ -122,25 +126,26 @@ class Governor:
                 "the model server does not tell its prompt; a thinking budget and the loop guard "
                 "need vLLM 0.32 or later"
             )
+        forced = len(self._closing) // SHORTEST_TOKEN + 1
+        left = self._left(forced)
+        if left is not None and left <= 0:  # a phrase that does not fit would be beyond the limit
+            self._tally.reasoning = self._tally.completion = self._used
+            yield _said(template, "", "length")
+            yield {**template, "choices": [], "usage": {}}
+            return
         self._tally.forced = reason
+        self._tally.reasoning = self._tally.completion = self._used + forced
         PROXY_FORCED.labels(self._route.model, reason).inc()
         yield _said(template, self._closing, None)
-        async with aclosing(self._answer(call.backend, template)) as answer:
+        async with aclosing(self._answer(call.backend, template, left)) as answer:
             async for chunk in answer:
                 yield chunk
 
     async def _answer(
-        self, backend: Backend, template: dict[str, Any]
+        self, backend: Backend, template: dict[str, Any], left: int | None
     ) -> AsyncGenerator[dict[str, Any]]:
-        """The chunks behind the closing phrase."""
+        """The chunks behind the closing phrase, of so many tokens at most."""
         prompt, tally = self._tally.prompt, self._tally
-        forced = len(self._closing) // SHORTEST_TOKEN + 1
-        tally.reasoning = tally.completion = self._used + forced
-        left = self._left(forced)
-        if left is not None and left <= 0:
-            yield _said(template, "", "length")
-            yield {**template, "choices": [], "usage": {}}
-            return
         assert self._prompt is not None
         body = {name: self._asked.body[name] for name in self._asked.body if name in _KEPT}
         if self._asked.kind == "chat/completions":

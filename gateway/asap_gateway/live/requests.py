@@ -131,7 +131,7 @@ def _check_thinking(asked: Asked) -> None:
     if not asked.thinking.governed:
         return
     for name in _NOT_GOVERNED:
-        if asked.body.get(name) not in (None, False, 0, []):
+        if asked.body.get(name) not in (None, False, 0, [], {"type": "text"}):
             raise _refusal(
                 "invalid-input", name, f"a thinking budget or loop guard goes without `{name}`"
             )

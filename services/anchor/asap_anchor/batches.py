@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,6 +107,7 @@ class BatchChat:
         self._transport = Transport(base_url, api_key, timeout_s=timeout_s, failures=self._failures)
         self._cache, self._ledger = cache, BatchLedger(folder)
         self._period_s, self._prices = period_s, prices
+        self._most, self._fits = MAX_REQUESTS, 1
         self._dialect = Dialect()
         self._collected: dict[str, bytes] = {}
         self._pending: set[str] = set()
@@ -155,20 +156,50 @@ class BatchChat:
 
         Raises Transient or UpstreamError when that does not work now; nothing is lost by it.
         """
+        trouble: Transient | UpstreamError | None = None
         for lines in self._files():
-            await self._upload(lines)
-        for batch in await self._look():
-            known = batch if batch.batch is not None else await self._create(batch)
             try:
-                state = _parsed(_Batch, await self._get(f"/batches/{known.batch}"), self._failures)
-            except UpstreamError as error:
-                if error.context.get("status") != 404:
-                    raise
-                await asyncio.to_thread(self._ledger.drop, known)  # the provider forgot it
-                continue
-            if state.ended:
-                await self._finish(known, state)
+                await self._upload(lines)
+            except (Transient, UpstreamError) as error:
+                trouble = error
+                self._refuse_for_good(lines, error)
+        # What waits at the provider is fetched, whatever it says of new requests.
+        for batch in await self._look():
+            try:
+                await self._go_on(batch)
+            except (Transient, UpstreamError) as error:
+                trouble = error
         await self._look()
+        if trouble is not None:
+            raise trouble
+
+    async def _go_on(self, batch: OpenBatch) -> None:
+        """Make the batch where it is not made, and finish it when it has ended."""
+        if batch.batch is None:
+            try:
+                batch = await self._create(batch)
+            except UpstreamError as error:
+                if self._refuse_for_good(batch.keys, error):
+                    await asyncio.to_thread(self._ledger.drop, batch)
+                raise
+        try:
+            state = _parsed(_Batch, await self._get(f"/batches/{batch.batch}"), self._failures)
+        except UpstreamError as error:
+            if error.context.get("status") != 404:
+                raise
+            await asyncio.to_thread(self._ledger.drop, batch)  # the provider forgot it
+            return
+        if state.ended:
+            await self._finish(batch, state)
+
+    def _refuse_for_good(self, keys: Iterable[str], error: Transient | UpstreamError) -> bool:
+        """Whether nothing can come of these calls, which then fail instead of waiting for ever."""
+        if isinstance(error, Transient) or error.retryable:
+            return False
+        for key in keys:
+            self._collected.pop(key, None)
+            self._refused[key] = error
+        return True
 
     async def _run(self) -> None:
         while True:
@@ -179,6 +210,8 @@ class BatchChat:
                 self._log.warning("batch.turn_failed", code=failure.error.problem_code)
             except AsapError as error:
                 self._log.warning("batch.turn_failed", code=error.problem_code)
+            except OSError:  # the turn after the next may find room again
+                self._log.exception("batch.turn_failed", code="disk")
 
     def _wait_s(self) -> float:
         """Two turns and a half: by then every process on the folder knows of the batch. Longer
@@ -203,7 +236,7 @@ class BatchChat:
         lines: dict[str, bytes] = {}
         size = 0
         for key, line in list(self._collected.items()):
-            if lines and (len(lines) == MAX_REQUESTS or size + len(line) > MAX_BYTES):
+            if lines and (len(lines) == self._most or size + len(line) > MAX_BYTES):
                 yield lines
                 lines, size = {}, 0
             lines[key] = line
@@ -244,10 +277,16 @@ class BatchChat:
                 body = await self._get(f"/files/{file}/content")
                 replies += await asyncio.to_thread(self._keep, body, frozenset(batch.keys))
         codes = [trouble.code for trouble in state.errors.data] if state.errors else []
-        if state.status == "failed" and not set(codes) & set(_LATER):
+        await asyncio.to_thread(self._ledger.drop, batch)
+        if state.status == "completed":
+            self._fits = max(self._fits, len(batch.keys))
+        elif state.status == "failed" and set(codes) & set(_LATER):
+            # While others are with the provider there may only be too many of them.
+            if not any(other.batch for other in await self._look()):
+                self._most = max(self._fits, min(self._most, len(batch.keys)) // 2)
+        elif state.status == "failed":
             for key in batch.keys:
                 self._refused[key] = self._failures.batch_refused()
-        await asyncio.to_thread(self._ledger.drop, batch)
         self._log.info(
             "batch.ended", status=state.status, requests=len(batch.keys), replies=replies
         )
@@ -271,7 +310,8 @@ class BatchChat:
 
     def _keep_reply(self, key: str, body: bytes) -> bool:
         result = read_reply(body, self._prices, batch=True)
-        if result is None:
+        if result is None:  # paid, and would be paid again
+            self._refused[key] = self._failures.malformed().error
             return False
         if self._cache.get(key) is None:  # else it was read before the process ended
             self._ledger.arrived(key)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     wait_random_exponential,
 )
 
-from asap.errors import UpstreamError
+from asap.errors import UpstreamError, UpstreamUnavailable
 from asap.estimate import Prices
 from asap.ports import ChatResult, Sampling
 from asap.windows import rough_tokens
@@ -63,6 +64,8 @@ class OpenAIChat:
     `backoff_base_s` * 2^n or as long as the server asks, at most `backoff_cap_s`.
     A request that takes longer than `hedge_after_s` is sent a second time, when a slot is free and
     rates allow it, and the first answer wins; the server may bill both.
+    A call that would wait longer than `patience_s` for a slot or for its turn is refused, with
+    `waits` in the error's context; without it calls wait as long as that takes.
     With a `breaker` no call is tried while it is open. `price_in`, `price_out` and `price_cached`
     are USD per million tokens; the first two are needed for a cost.
     No `base_url` is OpenAI's own. A server without keys takes any `api_key`. `measure` is put
@@ -80,6 +83,7 @@ class OpenAIChat:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         hedge_after_s: float | None = None,
+        patience_s: float | None = None,
         max_transport: int = 6,
         backoff_base_s: float = 2.0,
         backoff_cap_s: float = 120.0,
@@ -98,6 +102,7 @@ class OpenAIChat:
         self._slots = Slots(self._limit)
         self._requests, self._tokens = Pace(requests_per_minute), Pace(tokens_per_minute)
         self._hedge_after_s = hedge_after_s
+        self._patience_s = patience_s
         self._breaker = breaker
         self._max_transport = max_transport
         self._backoff_base_s = backoff_base_s
@@ -146,17 +151,37 @@ class OpenAIChat:
             stop=stop_after_attempt(self._max_transport + 1),
             wait=self._backoff_s,
             sleep=self._sleep,
-            retry=retry_if_exception_type(Transient),
+            retry=retry_if_exception(self._waits_here),
             reraise=True,
         )
         # Waiting keeps the slot: a server that asks for less load gets less.
-        async with self._slots:
+        async with self._slot():
             self.stats.calls += 1
             try:
                 return await retrying(self._send, prompt, sampling)
             except Transient as failure:
                 error = failure.error
         raise error
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """A slot, for those who get one in time."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await held.enter_async_context(self._slots)
+            except TimeoutError:
+                raise self._failures.busy(self._patience_s or 0.0) from None
+            yield
+
+    def _waits_here(self, failure: BaseException) -> bool:
+        """Whether another try follows. Where patience is short, a server that names a time far away
+        is asked then, by another call.
+        """
+        if not isinstance(failure, Transient):
+            return False
+        is_far = (failure.retry_after_s or 0.0) > self._backoff_cap_s
+        return self._patience_s is None or not (is_far and failure.error.context.get("waits"))
 
     def _backoff_s(self, state: RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None
@@ -237,8 +262,10 @@ class OpenAIChat:
         now = time.monotonic()
         seconds = max(self._requests.reserve(1, now), self._tokens.reserve(tokens, now))
         try:
+            if self._patience_s is not None and seconds > self._patience_s:
+                raise self._failures.busy(seconds)
             await asyncio.sleep(seconds)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, UpstreamUnavailable):
             self._requests.correct(-1)  # the turn is for whoever comes next
             self._tokens.correct(-tokens)
             raise

@@ -47,7 +47,7 @@ class Failures:
         """No connection, or no complete reply, in time."""
         return Transient(
             UpstreamTimeout(
-                f"The LLM server {self.server} gave no complete reply in time ({timeout_s:g} s), "
+                f"The LLM server {self.server} gave no complete reply in time ({timeout_s:g} s)"
                 f"{self._also()}: raise the time-out or lower the concurrency.",
                 server=self.server,
             )
@@ -57,7 +57,7 @@ class Failures:
         """Refused, reset or dropped, in the middle of a reply too."""
         return Transient(
             UpstreamUnavailable(
-                f"The LLM server {self.server} could not be reached, or dropped the connection, "
+                f"The LLM server {self.server} could not be reached, or dropped the connection"
                 f"{self._also()}: check that it runs and that the base URL is right.",
                 server=self.server,
             )
@@ -68,7 +68,7 @@ class Failures:
         return Transient(
             UpstreamError(
                 f"The LLM server {self.server} answered with something that is not a chat "
-                f"completion, {self._also()}: check that the base URL ends in the path of an "
+                f"completion{self._also()}: check that the base URL ends in the path of an "
                 "OpenAI-compatible API, often /v1.",
                 server=self.server,
             )
@@ -106,7 +106,7 @@ class Failures:
             known["waits"] = True
         return Transient(
             UpstreamUnavailable(
-                f"The LLM server {self.server} answered {status}, {self._also()}: "
+                f"The LLM server {self.server} answered {status}{self._also()}: "
                 "lower the concurrency or try again later.",
                 server=self.server,
                 status=status,
@@ -119,6 +119,16 @@ class Failures:
         """Calls are not even tried at the moment, because of what the last ones met."""
         return UpstreamUnavailable(
             f"The LLM server {self.server} is left alone for {seconds:.0f} s. {reason}",
+            server=self.server,
+            retry_after_s=seconds,
+            waits=True,
+        )
+
+    def busy(self, seconds: float) -> UpstreamUnavailable:
+        """As many calls are under way, or have their turn, as the server may be asked."""
+        return UpstreamUnavailable(
+            f"The LLM server {self.server} is asked as often as limits allow; this call comes "
+            f"later, in {seconds:.0f} s or so.",
             server=self.server,
             retry_after_s=seconds,
             waits=True,
@@ -142,7 +152,7 @@ class Failures:
         )
 
     def _also(self) -> str:
-        return f"also after {self.retries} retries"
+        return f", also after {self.retries} retries" if self.retries else ""
 
 
 def concerns(error: UpstreamError) -> Literal["call", "server", "account"]:

@@ -49,6 +49,12 @@ class LLMSettings(Group):
             return None
         return Prices(self.price_in, self.price_out, self.price_cached, self.price_batch_share)
 
+    @property
+    def planned_prices(self) -> Prices | None:
+        """What a call will cost the way that calls are sent, for estimates."""
+        prices = self.prices
+        return prices.of_batches() if prices is not None and self.batch else prices
+
 
 class AnchorSettings(RuntimeSettings):
     """The anchor role's settings."""

@@ -23,6 +23,9 @@ __all__ = ["AnchorStage"]
 
 WAIT_S = 30.0
 """Until an item asks again where the server named no time."""
+PATIENCE_S = 60.0
+"""What an item waits in memory for a slot or its turn; beyond it waits as a row, which is no
+attempt and blocks nobody."""
 LEAST_S = 1.0
 """A server that asks for no time at all is not asked in a tight loop."""
 SPREAD = 0.2
@@ -70,6 +73,7 @@ class AnchorStage:
                 requests_per_minute=llm.requests_per_minute,
                 tokens_per_minute=llm.tokens_per_minute,
                 hedge_after_s=llm.hedge_after_s,
+                patience_s=PATIENCE_S,
                 price_in=llm.price_in,
                 price_out=llm.price_out,
                 price_cached=llm.price_cached,

@@ -74,9 +74,11 @@ class _PromptDetails(BaseModel):
 
 
 class _Tokens(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    """DeepSeek's word for the cached ones."""
 
 
 class _Reply(BaseModel):
@@ -117,9 +119,9 @@ def read_reply(body: bytes, prices: Prices | None, *, batch: bool = False) -> Ch
 def _usage(tokens: _Tokens | None, prices: Prices | None, *, batch: bool) -> Usage:
     if tokens is None:
         return Usage(calls=1)
-    sent, received = tokens.prompt_tokens, tokens.completion_tokens
-    details = tokens.prompt_tokens_details
-    cached = min(details.cached_tokens or 0, sent) if details else 0
+    sent, received = (max(0, n or 0) for n in (tokens.prompt_tokens, tokens.completion_tokens))
+    details = tokens.prompt_tokens_details or _PromptDetails()
+    cached = max(0, min(details.cached_tokens or tokens.prompt_cache_hit_tokens or 0, sent))
     return Usage(
         calls=1,
         prompt_tokens=sent,

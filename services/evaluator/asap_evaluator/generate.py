@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from asap.chat_templates import template_for
 from asap.errors import (
+    AsapError,
     CapacityError,
     InvalidInput,
     Misconfigured,
@@ -63,6 +65,10 @@ class _Model(BaseModel):
 
 class _Models(BaseModel):
     data: list[_Model]
+
+
+class _Version(BaseModel):
+    version: str = Field(max_length=100)
 
 
 class _Tokenized(BaseModel):
@@ -112,6 +118,7 @@ class Generator:
         api_key: sent as a bearer token, if the server wants one.
         concurrency: requests at the same time.
         timeout_s: bound on one completion.
+        facts: of the server, for the report; its version and what is asked of it are added.
     """
 
     def __init__(
@@ -123,11 +130,13 @@ class Generator:
         api_key: str | None = None,
         concurrency: int = 64,
         timeout_s: float = 1500.0,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         self._url, self._model, self._tokens = url, model, tokens
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout_s = timeout_s
         self._window: int | None = None
+        self._facts = {**(facts or {}), "requests_at_once": str(concurrency)}
         self._client = httpx.AsyncClient(
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key.strip()}"},
             # Between two pieces of a loaded server minutes may pass; the whole is bounded.
@@ -144,8 +153,17 @@ class Generator:
         if found is None:
             raise Misconfigured("the server serves no model of this name; check served_model")
         self._window = found.max_model_len
+        self._facts["window"] = str(self._window)
+        with suppress(AsapError):  # only vLLM has such an address
+            version = _read(_Version, await self._ask("GET", "/version", None))
+            self._facts["vllm"] = version.version
         body = {"model": self._model, "prompt": "\n", "max_tokens": 1}
         await self._ask("POST", "/v1/completions", body)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Of the server and of what is asked of it, for the report."""
+        return dict(self._facts)
 
     async def prompt(
         self, question: str, template: TemplateName | Literal["server"]

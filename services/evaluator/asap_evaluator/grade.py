@@ -154,6 +154,8 @@ def _stream_case(
     program: str, problem: Problem, number: int, run: Run, limits: Limits
 ) -> tuple[Outcome, Verdict, str]:
     case = problem.streams[number]
+    # A right answer may be long; what is too much begins behind it.
+    limits = replace(limits, output_bytes=limits.output_bytes + len(case.output.encode()))
     (outcome,) = run((Program(source=program, stdin=case.input.encode()),), limits)
     ended = _ended_by_limit(outcome, limits)
     if ended:
@@ -219,9 +221,11 @@ def _same_line(line: str, expected: str) -> bool:
 
 def _decimals(words: Iterable[str]) -> list[Decimal] | None:
     try:
-        return [Decimal(word) for word in words]
+        numbers = [Decimal(word) for word in words]
     except InvalidOperation:
         return None
+    # A signaling one raises wherever it is compared.
+    return None if any(number.is_snan() for number in numbers) else numbers
 
 
 def _last_line(stderr: bytes) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from asap.grades import Grade
@@ -78,16 +79,12 @@ class Grader:
     async def _repeated(
         self, code: str | None, problem: Problem, limits: Limits, add_imports: bool
     ) -> Grade:
-        async with self._alone:
+        async with self._alone, AsyncExitStack() as held:
             for _ in range(self.concurrency):
-                await self._slots.acquire()
-            try:
-                cpu_s = await self._allowance(problem, limits)
-                limits = replace(limits, cpu_s=cpu_s, wall_s=2.0 * cpu_s + 5.0)
-                grade = await self._tried(code, problem, limits, add_imports)
-            finally:
-                for _ in range(self.concurrency):
-                    self._slots.release()
+                await held.enter_async_context(self._slots)
+            cpu_s = await self._allowance(problem, limits)
+            limits = replace(limits, cpu_s=cpu_s, wall_s=2.0 * cpu_s + 5.0)
+            grade = await self._tried(code, problem, limits, add_imports)
         flipped = ("flipped",) if grade.verdict != "timeout" else ()
         return _flagged(grade, "repeated", *flipped)
 

@@ -198,6 +198,7 @@ class OwnServing:
                 tokens,
                 concurrency=self._settings.evaluator.concurrency,
                 timeout_s=self._settings.evaluator.request_timeout_s,
+                facts={"dtype": self._settings.evaluator.vllm.dtype},
             )
             await generator.connect()
             self._watching = asyncio.create_task(self._watch(server))

@@ -77,7 +77,7 @@ class GenerateStage:
         model = ModelSource(item.model, item.model_prefix, item.model_sha256)
         async with self._serving.use(model) as generator:
             samples = await _samples(item, generator, batch)
-        grown = item.grown(samples=(*item.samples, *samples))
+        grown = item.grown(samples=(*item.samples, *samples), engine=generator.facts)
         return Done(grown) if len(samples) == len(missing) else Wait(grown, 0.0)
 
     async def stop(self) -> None:
@@ -178,7 +178,7 @@ class GradeStage:
             )
         )
         known.update(zip(batch, grades, strict=True))
-        grown = item.grown(grades=tuple(_graded(item, known)))
+        grown = item.grown(grades=tuple(_graded(item, known)), sandbox=grader.sandbox.facts)
         return Done(grown) if len(batch) == len(missing) else Wait(grown, 0.0)
 
     async def stop(self) -> None:

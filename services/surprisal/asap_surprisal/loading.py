@@ -76,7 +76,8 @@ def causal_lm(loaded: Any) -> CausalLM:
     """The parts of a transformers model on its device, its attention replaced where that is safe.
 
     Rows share a pass where packed attention gives what the model's own attention gives; a model
-    with attention of its own kind (soft caps, sinks, chunks, recurrent layers) runs row by row.
+    with attention of its own kind (soft caps, sinks, chunks, recurrent layers), or with positions
+    that turn by the length of the longest row, runs row by row.
     """
     head, config = loaded.get_output_embeddings(), loaded.config.get_text_config()
     use_onednn(loaded)
@@ -117,6 +118,8 @@ def _pack(loaded: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or _PACKABLE)
     if not kinds <= _PACKABLE or getattr(config, "attention_chunk_size", None):
         return False
+    if _turns_by_length(getattr(config, "rope_parameters", None) or {}):
+        return False
     backbone, own = loaded.base_model, loaded.config._attn_implementation
     ids = torch.arange(sum(_PROBE_ROWS), device=loaded.device)
     places = torch.cat([torch.arange(size, device=loaded.device) for size in _PROBE_ROWS])
@@ -142,6 +145,14 @@ def _pack(loaded: Any) -> bool:
     if last is not None:
         last.remove()
     return False
+
+
+def _turns_by_length(rope: dict[str, Any]) -> bool:
+    """Whether a long row would turn the positions of the short ones beside it in another way; the
+    probe is too short to show that. Some models have parameters for each kind of layer.
+    """
+    kinds = (rope, *(part for part in rope.values() if isinstance(part, dict)))
+    return any(kind.get("rope_type") == "longrope" for kind in kinds)
 
 
 @torch.inference_mode()

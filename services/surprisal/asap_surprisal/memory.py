@@ -71,9 +71,19 @@ def free_bytes(device: torch.device) -> int:
     except OSError:  # not Linux
         return _UNKNOWN_SYSTEM
     machine = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-    group = Path("/sys/fs/cgroup")
+    return min(machine, _left_in_group(Path("/sys/fs/cgroup"), machine))
+
+
+def _left_in_group(group: Path, unlimited: int) -> int:
+    """Bytes that the control group may still take. Cached files count as taken, weights that were
+    just read among them, but the system drops those that nobody maps.
+    """
     try:
         limit = int((group / "memory.max").read_text())
-        return max(0, min(machine, limit - int((group / "memory.current").read_text())))
+        taken = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):  # no such file, or "max"
-        return machine
+        return unlimited
+    stat = {name: int(number) for name, number in (line.split() for line in lines)}
+    cached = stat.get("active_file", 0) + stat.get("inactive_file", 0) - stat.get("file_mapped", 0)
+    return max(0, limit - taken + max(0, cached))

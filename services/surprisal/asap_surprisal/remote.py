@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
@@ -31,6 +31,8 @@ from asap_surprisal.tokenization import HFTokenCounter
 __all__ = ["RemoteScorer"]
 
 _CONNECT_S = 10.0
+_LATER = (429, 502, 503, 504)
+"""What a server answers that is full, starts, or is away behind its proxy: no text is at fault."""
 _UNKNOWN = float("nan")
 """Stands for an entropy, which is never read."""
 
@@ -87,7 +89,7 @@ class RemoteScorer:
         timeout_s: float = 600.0,
     ) -> None:
         self._model, self._counter, self._timeout_s = model, counter, timeout_s
-        self.window = min(window, counter.max_length or window)
+        self.window = window
         """Longest input in tokens, BOS included."""
         self._slots = asyncio.Semaphore(concurrency)
         try:
@@ -176,7 +178,7 @@ class RemoteScorer:
         """Scores for each request, in order.
 
         Raises InvalidInput when one asks for entropies, UpstreamTimeout, UpstreamUnavailable or
-        UpstreamError when the server fails.
+        UpstreamError when the server fails; `waits` in the context asks for the call later.
         """
         ready = [await asyncio.to_thread(self.prepare, request) for request in requests]
         return await self.score_prepared(ready)
@@ -245,13 +247,16 @@ class RemoteScorer:
                 f"the scoring server gave no answer within {self._timeout_s:g} s"
             )
         except httpx.HTTPError:
-            failure = UpstreamUnavailable("the scoring server cannot be reached")
+            failure = UpstreamUnavailable("the scoring server cannot be reached", waits=True)
         else:
             status = response.status_code
             if status == httpx.codes.OK:
                 return response.content
             kind = UpstreamUnavailable if status == 429 or status >= 500 else UpstreamError
-            failure = kind(f"the scoring server answered with status {status}", status=status)
+            known: dict[str, Any] = {"waits": True} if status in _LATER else {}
+            failure = kind(
+                f"the scoring server answered with status {status}", status=status, **known
+            )
         raise failure
 
 

@@ -34,7 +34,7 @@ from asap_surprisal.tokenization import HFTokenCounter
 
 __all__ = ["TorchScorer"]
 
-_LEAST_WINDOW = 16  # a smaller `model_max_length` is a place-holder, not a limit
+_LEAST_WINDOW = 16  # a smaller limit is a place-holder
 _WORKERS = 4
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -96,8 +96,10 @@ class TorchScorer:
         self._name, self._model, self._counter = name, model, counter
         self.max_batch_tokens = max_batch_tokens
         """Tokens of a forward pass."""
-        limits = (model.max_positions, counter.max_length)
-        self.window: int = min((n for n in limits if n and n >= _LEAST_WINDOW), default=2**31)
+        # The model knows best: the tokenizer of the R1 distillations says 16,384 where they have
+        # 131,072 positions, and their longest traces would be cut for nothing.
+        limit = model.max_positions or counter.max_length or 0
+        self.window: int = limit if limit >= _LEAST_WINDOW else 2**31
         """Longest input in tokens, BOS included."""
         longest = max_row_tokens or max_batch_tokens
         self.max_text_tokens: int | None = None if self.window <= longest else longest

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from asap.errors import CapacityError
+from asap.errors import CapacityError, UpstreamUnavailable
 from asap.fine import fine_prune
 from asap.types import Record
-from asap_runtime.stage import Done
+from asap_runtime.stage import Done, Wait
 from asap_runtime.telemetry import COT_TOKENS
 from asap_surprisal.batcher import BatchingScorer, BatchScorer
 from asap_surprisal.device import WatchedScorer
@@ -18,6 +19,9 @@ from asap_surprisal.figures import Figures
 from asap_surprisal.settings import SurprisalSettings
 
 __all__ = ["SurprisalStage"]
+
+WAIT_S, SPREAD = 30.0, 0.2
+"""Until a record asks again a server that is away; over this part of it more they come back."""
 
 
 class SurprisalStage:
@@ -108,9 +112,16 @@ class SurprisalStage:
             raise CapacityError("the model is not loaded", code="not-ready")
         await self._device.check()
 
-    async def process(self, record: Record) -> Done[Record]:
-        """The record with its fine block."""
-        [pruned] = await fine_prune([record], self.scorer)
+    async def process(self, record: Record) -> Done[Record] | Wait[Record]:
+        """The record with its fine block. While a vLLM server is away or full it waits, which is
+        no attempt: a server that loads its model needs minutes.
+        """
+        try:
+            [pruned] = await fine_prune([record], self.scorer)
+        except UpstreamUnavailable as error:
+            if not error.context.get("waits"):
+                raise
+            return Wait(record, WAIT_S * random.uniform(1, 1 + SPREAD))
         if pruned.tokens is not None:
             for part in ("original", "coarse", "pruned"):
                 COT_TOKENS.labels(part).observe(getattr(pruned.tokens, part))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,10 +33,20 @@ from asap_runtime.model_files import locate_model
 from asap_trainer.samples import read_samples
 from asap_trainer.token_cache import Examples, TokenCache, TokenFile, TokenRow, key_of, sha256_of
 
-__all__ = ["NOT_COMMON", "Dropped", "HFEncoder", "Prepared", "prepare"]
+__all__ = [
+    "DUPLICATE",
+    "NOT_COMMON",
+    "Dropped",
+    "HFEncoder",
+    "Prepared",
+    "check_vocabulary",
+    "prepare",
+]
 
 NOT_COMMON = "not-common"
 """Reason of a sample that another method's data has lost."""
+DUPLICATE = "duplicate"
+"""Reason of a sample that stood in the file before."""
 BATCH = 64
 """Samples tokenised at a time, on all cores."""
 SHOWN = 32
@@ -134,7 +145,7 @@ class Dropped(NamedTuple):
 
     id: str
     reason: str
-    """`too-long`, `empty-cot` or `not-common`."""
+    """`too-long`, `empty-cot`, `duplicate` or `not-common`."""
     tokens: int
     """Of the whole sample."""
 
@@ -155,6 +166,12 @@ class Prepared:
     def dropped_by_reason(self) -> dict[str, int]:
         """Number of dropped samples by reason."""
         return dict(Counter(sample.reason for sample in self.dropped))
+
+    @property
+    def ledger(self) -> str:
+        """The dropped samples, a JSON object on a line for each."""
+        rows = (json.dumps(sample._asdict(), ensure_ascii=False) for sample in self.dropped)
+        return "".join(f"{row}\n" for row in rows)
 
     @property
     def tokens_per_sample(self) -> float:
@@ -224,7 +241,27 @@ def _key(sha256: str, encoder: HFEncoder, template: ChatTemplate, config: TrainC
     chosen = {"max_seq_length", "drop_empty_cot", "loss_on", "mask_forced_prefix"}
     marks = [encoder.sha256, encoder.bos_id, encoder.eos_id]
     form = [text.text, text.loss_from, text.loss_to, SHOWN]
-    return key_of([sha256, marks, form, config.model_dump(include=chosen)])
+    return key_of([sha256, marks, form, config.model_dump(include=chosen), _versions()])
+
+
+def _versions() -> list[str]:
+    """Of what reads, checks and encodes: a later one may do it differently."""
+    return [importlib.metadata.version("asap-cot"), tokenizers.__version__]
+
+
+def check_vocabulary(prepared: Prepared, base: Path) -> None:
+    """Raise Misconfigured when the tokenizer gives ids that the base model's config has no room
+    for: the first step would fail by them.
+    """
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    largest = max(part.largest_id for part in (prepared.train, prepared.held_out))
+    if rows is not None and largest >= rows:
+        raise Misconfigured(
+            f"the tokenizer gives ids up to {largest:,}, and the base model's embeddings have "
+            f"{rows:,} rows; resize them to the tokenizer (resize_token_embeddings of "
+            "transformers) before the training"
+        )
 
 
 def _rows(
@@ -232,6 +269,7 @@ def _rows(
 ) -> Iterator[TokenRow]:
     """Each sample encoded and checked, or dropped."""
     source, shown = iter(samples), 0
+    seen: set[str] = set()
     while batch := list(islice(source, BATCH)):
         texts = [template.render(sample).text for sample in batch]
         prompts = [template.prompt(sample.question) for sample in batch]
@@ -239,7 +277,9 @@ def _rows(
         for sample, text in zip(batch, texts, strict=True):
             example = encode_sample(sample, template, ahead, config)
             tokens = len(example.input_ids)
-            if reason := drop_reason(sample, example, config):
+            again = DUPLICATE if sample.id in seen else None
+            seen.add(sample.id)
+            if reason := again or drop_reason(sample, example, config):
                 yield TokenRow(sample.id, tokens, None, reason)
                 continue
             check_example(example, sample, template, ahead, config)
@@ -264,7 +304,7 @@ def _sorted_out(
     seen: set[str] = set()
     for file in files:
         for row, (id, reason) in enumerate(zip(file.ids, file.reasons, strict=True)):
-            if id in seen:
+            if id in seen and reason != DUPLICATE:
                 raise InvalidInput(
                     f"id {id[:64]!r} stands in two of the files; give each sample an id of its own"
                 )

@@ -7,6 +7,7 @@ to their keeper, and files to a folder.
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ class Loop:
     figures: Figures = field(default_factory=Figures)
     work: Work = field(default_factory=Work)
     stopped: bool = False
+    resumed_folder: Path | None = None
+    """On this machine, until it has been read."""
 
     def run(self, model: Any, lengths: Sequence[int], resumed: Checkpoint | None) -> Any:
         """Train to the end, or until told to stop. Returns the trainer, which has the weights.
@@ -124,7 +127,7 @@ class Loop:
         return self.trainer
 
     def _take_up(self, resumed: Checkpoint) -> None:
-        kept = resumed.figures
+        kept, self.resumed_folder = resumed.figures, resumed.folder
         self.figures.held_out_before = kept["held_out_before"]
         self.figures.seconds, self.figures.tokens = kept["seconds"], kept["tokens"]
         self.reporter.restore(kept["rows"])
@@ -219,6 +222,9 @@ class _Watch(TrainerCallback):
         loop.reporter.update(step=step, epoch=state.epoch or 0.0, total_steps=self._steps)
         overdue = time.monotonic() - self._saved > config.save_minutes * 60
         told, overdue = (bool(flag) for flag in loop.summed([loop.stop.is_set(), overdue]))
+        if loop.resumed_folder is not None:  # every process has read it by now
+            shutil.rmtree(loop.resumed_folder, ignore_errors=True)
+            loop.resumed_folder = None
         if told and step < self._steps:
             loop.stopped = control.should_training_stop = True
         if told or overdue or (config.save_every and step % config.save_every == 0):

@@ -7,8 +7,10 @@ for it, is an answer and not the end.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -16,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,25 @@ from asap_trainer.backends import Device, build_trainer, find_device, load_model
 from asap_trainer.batches import dataset_of, rows_of, total_steps
 from asap_trainer.metering import Work, peak_memory_bytes, wait
 
-__all__ = ["Cost", "Preflight", "StepTimes", "Suggestion", "cost_of", "measure", "preflight"]
+__all__ = [
+    "Cost",
+    "Preflight",
+    "StepTimes",
+    "Suggestion",
+    "cost_of",
+    "longest_row",
+    "measure",
+    "preflight",
+]
 
 SUGGESTIONS = 3
 KEPT_SHARE = 0.9
 """Of the samples that a shorter max_seq_length keeps."""
 CLEARLY = 0.95
 """Share of the asked time below which a setting is worth naming; clocks differ by some per cent."""
+MOST_DEVICES = 64
+"""Of a config."""
+ASKED, ANSWER = "preflight-asked.json", "preflight-answer.json"
 _STEPS = 2
 """The first one takes up memory and compiles; the second one is timed."""
 
@@ -49,7 +62,7 @@ class StepTimes(Frozen):
     state_bytes: int
     """Of weights, gradients and the optimiser's moments, which FSDP divides between devices."""
     full: int
-    """The longest row that the run can have."""
+    """The longest row of the run."""
     full_s: float
     """Of one such row, forward and backward."""
     typical: int
@@ -107,7 +120,7 @@ def preflight(
     times = _measured_apart(config, lengths, base, folder)
     asked = cost_of(config, lengths, times, price)
     found: list[tuple[dict[str, JsonValue], Cost]] = []
-    for change in _changes(config, lengths):
+    for change in _changes(config, lengths, fits=times is not None):
         other = TrainConfig.model_validate({**config.model_dump(), **change})
         kept = [length for length in lengths if length <= other.max_seq_length]
         try:
@@ -115,7 +128,7 @@ def preflight(
         except (Misconfigured, TrainingFailed):  # not for this model or this device
             continue
         found.append((change, cost.model_copy(update={"dropped": len(lengths) - len(kept)})))
-    if times is not None and config.gpus and config.nodes == 1:
+    if times is not None and config.nodes == 1 and 0 < config.gpus <= MOST_DEVICES // 2:
         found.append(_on_more_devices(config, lengths, times, price))
     limit = math.inf if asked.hours is None else CLEARLY * asked.hours
     better = [
@@ -131,11 +144,9 @@ def _on_more_devices(
     config: TrainConfig, lengths: Sequence[int], times: StepTimes, price: float | None
 ) -> tuple[dict[str, JsonValue], Cost]:
     """Twice the devices, computed: the time that they talk to each other is left out."""
-    gpus = 2 * config.gpus
-    passes = max(1, config.accumulation // 2)
-    change: dict[str, JsonValue] = {"backend": "plain", "gpus": gpus, "accumulation": passes}
+    change = _devices(config, 2)
     other = TrainConfig.model_validate({**config.model_dump(), **change})
-    spared = times.state_bytes // config.gpus - times.state_bytes // gpus
+    spared = times.state_bytes // config.gpus - times.state_bytes // other.gpus
     shared = times.model_copy(update={"peak_memory_bytes": times.peak_memory_bytes - spared})
     return change, cost_of(other, lengths, shared, price)
 
@@ -187,11 +198,27 @@ def _curve(times: StepTimes) -> tuple[float, float]:
     return short - square * times.typical, square
 
 
-def _changes(config: TrainConfig, lengths: Sequence[int]) -> Iterator[dict[str, JsonValue]]:
+def longest_row(config: TrainConfig, lengths: Sequence[int]) -> int:
+    """Tokens of the longest row that the run has; far below `max_seq_length` for pruned samples."""
+    rows = rows_of(lengths, config.max_seq_length, packing=config.packing)
+    return max(sum(lengths[index] for index in row) for row in rows)
+
+
+def _changes(
+    config: TrainConfig, lengths: Sequence[int], *, fits: bool
+) -> Iterator[dict[str, JsonValue]]:
     """Settings that may need less memory or time."""
+    longest = max(lengths)
     kept = sorted(lengths)[math.ceil(KEPT_SHARE * len(lengths)) - 1]
-    if kept < 0.9 * config.max_seq_length:
+    if kept < 0.9 * longest:
         yield {"max_seq_length": kept}
+    if not fits:  # whatever it costs in samples
+        for shorter in (longest // 2, longest // 4):
+            if min(lengths) <= shorter < kept:
+                yield {"max_seq_length": shorter}
+        for factor in (2, 4):  # left out where the machine has not so many
+            if config.nodes == 1 and 0 < config.gpus <= MOST_DEVICES // factor:
+                yield _devices(config, factor)
     if not config.packing and 2 * sum(lengths) < len(lengths) * config.max_seq_length:
         # A step then holds as many samples as before, as nearly as can be.
         held = len(lengths) / len(rows_of(lengths, config.max_seq_length, packing=True))
@@ -204,23 +231,31 @@ def _changes(config: TrainConfig, lengths: Sequence[int]) -> Iterator[dict[str, 
         yield {"batch_size": 1, "accumulation": config.accumulation * config.batch_size}
 
 
+def _devices(config: TrainConfig, factor: int) -> dict[str, JsonValue]:
+    passes = max(1, config.accumulation // factor)
+    return {"backend": "plain", "gpus": factor * config.gpus, "accumulation": passes}
+
+
 def _measured_apart(
     config: TrainConfig, lengths: Sequence[int], base: Path, folder: Path
 ) -> StepTimes | None:
-    """What a step takes, from a process of its own; None when it found no memory."""
+    """What a step takes, from processes of their own, one for each device of a node; None when it
+    found no memory.
+    """
     typical = max(2, round(sum(lengths) / len(lengths)))
-    asked = {"config": config.model_dump(), "typical": typical, "base": str(base)}
-    done = subprocess.run(
-        [sys.executable, "-m", "asap_trainer.preflight", str(folder)],
-        input=json.dumps(asked).encode(),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # for its memory
-        return None
-    if done.returncode:
+    full = longest_row(config, lengths)
+    asked = {"config": config.model_dump(), "full": full, "typical": typical, "base": str(base)}
+    (folder / ASKED).write_text(json.dumps(asked))
+    (folder / ANSWER).unlink(missing_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.gpus}"]
+    several = [*torchrun, "--"] if config.gpus > 1 else []
+    command = [sys.executable, *several, *("-m", "asap_trainer.preflight"), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if not (folder / ANSWER).exists():
+        if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # for its memory
+            return None
         raise TrainingFailed("the step failed; the log says where", reason="crashed")
-    answer = json.loads(done.stdout)
+    answer = json.loads((folder / ANSWER).read_text())
     if answer.get("code") == CapacityError.code:
         return None
     if "code" in answer:
@@ -228,27 +263,30 @@ def _measured_apart(
     return StepTimes.model_validate(answer)
 
 
-def measure(config: TrainConfig, typical: int, base: Path, folder: Path) -> StepTimes:
-    """Take real optimiser steps at full and at typical length, in this process.
+def measure(config: TrainConfig, full: int, typical: int, base: Path, folder: Path) -> StepTimes:
+    """Take real optimiser steps at full and at typical length, in this process and those that
+    torchrun has started with it. Of several nodes one is measured, with all of the weights.
 
     Raises CapacityError without memory, Misconfigured for what a run would refuse.
     """
     prepare_imports(config, folder)
     import torch
 
-    # Of a run on several devices one is measured, with all of the weights.
-    config = config.model_copy(update={"accumulation": 1, "gpus": min(config.gpus, 1), "nodes": 1})
+    config = config.model_copy(update={"accumulation": 1, "nodes": 1})
     device = find_device(config)
     model = load_model(config, base, device)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    full = config.max_seq_length
-    typical = min(typical, full)
+    state_bytes = 4 * sum(weight.nbytes for weight in model.parameters())
     held = full // typical if config.packing else 1
     alone = config.model_copy(update={"packing": False})
     try:
         lengths = [full - (held - 1) * typical, *[typical] * (held - 1)]
         full_s, optimizer_s = _step(config, model, device, lengths, vocabulary)
         peak = peak_memory_bytes(device.torch_device)
+        if device.processes > 1:  # FSDP wraps no model twice
+            del model
+            gc.collect()
+            model = load_model(config, base, device)
         typical_s, _ = _step(alone, model, device, [typical], vocabulary)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -257,7 +295,7 @@ def measure(config: TrainConfig, typical: int, base: Path, folder: Path) -> Step
     return StepTimes(
         device=device.name,
         peak_memory_bytes=peak,
-        state_bytes=4 * sum(weight.nbytes for weight in model.parameters()),
+        state_bytes=state_bytes,
         full=full,
         full_s=full_s / config.batch_size,
         typical=typical,
@@ -292,7 +330,7 @@ def _step(
     draw = random.Random(config.seed)
     ids = [tuple(draw.randrange(vocabulary) for _ in range(length)) for length in lengths]
     examples = [SftExample(str(number), one, one) for number, one in enumerate(ids)]
-    rows = [list(range(len(examples)))] * (config.batch_size * _STEPS)
+    rows = [list(range(len(examples)))] * (config.batch_size * device.processes * _STEPS)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         build_trainer(
@@ -311,16 +349,25 @@ def _step(
 
 
 def main() -> None:
-    """Measure one setting: JSON in, JSON out."""
-    out, asked = sys.stdout, json.load(sys.stdin)
-    with redirect_stdout(sys.stderr):  # libraries print
-        try:
-            config = TrainConfig.model_validate(asked["config"])
-            times = measure(config, asked["typical"], Path(asked["base"]), Path(sys.argv[1]))
-            answer = times.model_dump()
-        except AsapError as error:
-            answer = {"code": error.problem_code, "detail": error.detail}
-    out.write(json.dumps(answer))
+    """Measure one setting, from a file in the folder to another. What cannot be measured is said
+    by whichever process finds it out, and ends all of them.
+    """
+    folder = Path(sys.argv[1])
+    asked = json.loads((folder / ASKED).read_text())
+    try:
+        config = TrainConfig.model_validate(asked["config"])
+        times = measure(config, asked["full"], asked["typical"], Path(asked["base"]), folder)
+    except AsapError as error:
+        _answer(folder, {"code": error.problem_code, "detail": error.detail})
+        sys.exit(1)
+    if os.environ.get("RANK", "0") == "0":
+        _answer(folder, times.model_dump())
+
+
+def _answer(folder: Path, answer: dict[str, Any]) -> None:
+    part = folder / f"{ANSWER}.{os.getpid()}"
+    part.write_text(json.dumps(answer))
+    part.replace(folder / ANSWER)
 
 
 if __name__ == "__main__":

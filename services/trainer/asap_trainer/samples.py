@@ -65,11 +65,11 @@ def _lines(path: Path, head: bytes) -> Generator[Line, None, None]:
 
 def samples_of(lines: Iterable[Line], name: str = "") -> Iterator[SftSample]:
     """The samples of these lines, such as a blob's. Raises InvalidInput, which names the line and
-    the file, for the first one that cannot be used, and for an id that was there before.
+    the file, for the first one that cannot be used, and for the id of another one before.
     """
     of = f" of {name!r}" if name else ""
     layout: str | None = None
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, int]] = {}
     for line in lines:
         try:
             if line.row is None:
@@ -77,16 +77,16 @@ def samples_of(lines: Iterable[Line], name: str = "") -> Iterator[SftSample]:
                 raise line.error
             layout = layout or _layout_of(line.row)
             sample = _READERS[layout](line.row)
-            if sample.id in seen:
+            first, text = seen.setdefault(sample.id, (line.number, hash(sample)))
+            if text != hash(sample):
                 raise InvalidInput(
-                    f"id {sample.id[:64]!r} was already in line {seen[sample.id]}; rows without an "
-                    "id get one from their text, so these may be the same"
+                    f"id {sample.id[:64]!r} is that of another sample in line {first}; give each "
+                    "sample an id of its own"
                 )
         except AsapError as error:
             raise InvalidInput(
                 f"line {line.number}{of}: {error.detail}", code=error.problem_code, line=line.number
             ) from error
-        seen[sample.id] = line.number
         yield sample
 
 

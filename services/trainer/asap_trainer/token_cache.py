@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from asap.errors import NotFound
 from asap.sft import IGNORED, SftExample
@@ -116,6 +117,13 @@ class TokenFile:
         """Why each sample is dropped; None for one that stays."""
         return list(self._all("reason"))
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id in it; -1 without any."""
+        columns = (batch.column("input_ids").flatten() for batch in self._batches)
+        largest = (pc.max(column).as_py() for column in columns)
+        return max((one for one in largest if one is not None), default=-1)
+
     def text(self, index: int) -> str | None:
         """The training text, where it was kept."""
         text: str | None = self._cell("text", index).as_py()
@@ -169,6 +177,12 @@ class Examples(Sequence[SftExample]):
     def loss_tokens(self) -> npt.NDArray[np.int32]:
         """Tokens of each sample that carry loss."""
         return np.fromiter((file.loss_tokens[row] for file, row in self._places), np.int32)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id in their files; -1 without any."""
+        files = {id(file): file for file, _ in self._places}
+        return max((file.largest_id for file in files.values()), default=-1)
 
     def text(self, index: int) -> str | None:
         """The training text; kept for the first samples of a file alone."""

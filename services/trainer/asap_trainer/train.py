@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from asap_runtime.run_files import RunFiles
 from asap_runtime.settings import RuntimeSettings, load_settings
 from asap_trainer.backends import Device, find_device, load_model, prepare_imports
 from asap_trainer.checkpoints import Checkpoint, Checkpoints
-from asap_trainer.encoding import Prepared, prepare
+from asap_trainer.encoding import Prepared, check_vocabulary, prepare
 from asap_trainer.model_card import complete_folder, library_versions, write_card
 from asap_trainer.progress import Reporter
 
@@ -44,6 +45,10 @@ __all__ = ["main"]
 
 REFUSED, FAILED, STOPPED = 78, 1, 143
 LOG_LINES, LINE_CHARACTERS = 50, 2000
+LEDGER = "dropped.jsonl"
+PATIENCE = timedelta(hours=4)
+"""Of processes that wait for each other. torch's ten minutes are less than the first one may need
+to fetch the base model and to encode the data."""
 
 
 class Stopped(Exception):
@@ -116,6 +121,8 @@ class _Process:
                 checkpoints = Checkpoints(self._files, self._mark(prepared))
                 resumed = self._resumed(checkpoints)
             reporter.update(samples=len(prepared.train), dropped=prepared.dropped_by_reason)
+            if self._first:
+                self._files.write(LEDGER, prepared.ledger.encode())
             self._check()
             stack.enter_context(checkpoints)
             self._fit(base, prepared, resumed, reporter, checkpoints, device)
@@ -124,6 +131,8 @@ class _Process:
         """What the run would take; also left in preflight.json."""
         from asap_trainer.preflight import preflight
 
+        # The run itself may be under way.
+        self._folder = self._folder.with_name(f"{self.run.id}-preflight")
         with ExitStack() as stack:
             self._begin(stack)
             base, prepared = self._data()
@@ -155,6 +164,7 @@ class _Process:
         ]
         self._check()
         prepared = prepare(names[:1], run.config, base, self._tokens, common_with=names[1:])
+        check_vocabulary(prepared, base)
         return base, prepared
 
     def _base(self) -> Path:
@@ -219,6 +229,7 @@ class _Process:
         trainer.save_model(str(folder))
         if self._first:
             complete_folder(folder, base, prepared.template, run)
+            (folder / LEDGER).write_text(prepared.ledger, encoding="utf-8")
             result = _result(loop, prepared, run, device, reporter)
             write_card(folder, run, result)
             sha256 = self._files.upload_folder(folder, "model")
@@ -264,7 +275,8 @@ def _one_after_another(device: Device) -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    with PartialState(cpu=device.torch_device.type == "cpu").local_main_process_first():
+    on_cpu = device.torch_device.type == "cpu"
+    with PartialState(cpu=on_cpu, timeout=PATIENCE).local_main_process_first():
         yield
 
 

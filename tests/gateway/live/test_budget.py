@@ -80,6 +80,14 @@ def test_where_a_completion_begins():
     route = Upstreams(ServingSettings(endpoints={"m": ("http://a:1",)})).find("t", "m")
     chat = read_request("chat/completions", {"model": "m", "messages": [{}]})
     assert begins_thinking(chat, route)
-    for prompt, wanted in (("Q<think>\n", True), ("Q", False), ("<think>a</think>", False)):
+    for prompt, wanted in (
+        ("Q<think>\n", True),
+        ("Q", False),
+        ("<think>a</think>", False),
+        (["Q<think>\n", "R<think>"], True),
+        (["Q", "R"], False),
+        ([1, 2], True),  # nobody here can read them
+        ([[1, 2]], True),
+    ):
         asked = read_request("completions", {"model": "m", "prompt": prompt})
         assert begins_thinking(asked, route) is wanted

@@ -161,8 +161,12 @@ def test_max_tokens_holds_over_both_parts(http, upstream):
 
 
 def test_no_room_behind_the_closing_phrase_is_a_length(http, upstream):
-    body = chat(http, max_tokens=5, thinking={"budget_tokens": 2}).json()
-    assert body["choices"][0]["finish_reason"] == "length"
+    answer = chat(http, max_tokens=5, thinking={"budget_tokens": 2}, **WITH_USAGE)
+    assert deltas(answer) == "I think"
+    assert [c["finish_reason"] for c in chunks(answer)[-2]["choices"]] == ["length"]
+    usage = chunks(answer)[-1]["usage"]
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (2, 4)
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == 2
     assert upstream.asked("/v1/completions") == []
 
 

@@ -88,6 +88,11 @@ def test_what_a_bounded_thinking_cannot_keep_is_refused(name, value):
     assert read_request("chat/completions", CHAT | {name: value}).body[name] == value
 
 
+def test_what_asks_for_nothing_goes_with_a_bounded_thinking():
+    body = CHAT | {"thinking": {"loop_guard": True}, "response_format": {"type": "text"}}
+    assert read_request("chat/completions", body).thinking.governed
+
+
 def test_completions_take_text_or_ids_and_a_budget_takes_text():
     assert read_request("completions", {"model": "m", "prompt": [1, 2]}).body["prompt"] == [1, 2]
     bounded = {"model": "m", "prompt": [1, 2], "thinking": {"budget_tokens": 3}}

@@ -13,7 +13,7 @@ from asap_anchor.batches import BatchChat
 from asap_anchor.cache import ReplyCache
 from asap_anchor.failures import Transient
 from asap_runtime.spending import Spending, charged_to
-from openai_batches import BatchServer
+from openai_batches import BatchServer, NoReply
 from openai_server import Reply, Status
 from waiting import PATIENCE_S
 
@@ -81,7 +81,7 @@ async def test_requests_say_what_single_ones_would(chat_for, sampling):
         await ask(chat, sampling, "a")
         await chat.turn()
         server.work()
-        [body] = [request["body"] for request in server._requests(server.batches["batch-0"])]
+        [body] = [request["body"] for request in server.lines(server.batches["batch-0"])]
     assert body == {
         "model": "tiny",
         "messages": [{"role": "user", "content": "a"}],
@@ -298,3 +298,86 @@ async def test_items_that_wait_do_not_come_all_the_time(chat_for, sampling):
             chat._collected.clear()
     assert waits[0] > waits[1] >= 2 * 60.0
     assert waits[0] < 1800
+
+
+async def test_a_paid_line_that_is_no_reply_is_not_paid_for_again_and_again(chat_for, sampling):
+    async with BatchServer(lambda p, b: NoReply() if p == "bad" else Reply(p)) as server:
+        chat = await chat_for(server)
+        await ask(chat, sampling, "bad", "good")
+        await chat.turn()
+        server.work()
+        await chat.turn()
+        assert await ask(chat, sampling, "good") == ["good"]
+        with pytest.raises(UpstreamError, match="not a chat completion") as caught:
+            await chat.complete("bad", sampling)
+        assert not caught.value.retryable
+        assert len(server.paid()) == 2
+
+
+async def test_batches_shrink_until_the_provider_has_room_for_one(chat_for, sampling):
+    """Its limit of waiting tokens may be far below what we would send at once."""
+    prompts = [str(i) for i in range(10)]
+    async with BatchServer(lambda prompt, body: Reply(prompt)) as server:
+        server.room = 3
+        chat = await chat_for(server)
+        for _ in range(12):
+            if None not in await ask(chat, sampling, *prompts):
+                break
+            await chat.turn()
+            server.work()
+            await chat.turn()
+        assert await ask(chat, sampling, *prompts) == prompts
+        sizes = [len(server.lines(batch)) for batch in server.batches.values()]
+    assert sizes[:3] == [10, 5, 5]
+    assert set(sizes[3:]) == {2}  # what was taken once is not made smaller
+
+
+async def test_a_disk_that_is_full_for_a_while_does_not_end_the_turns(
+    chat_for, sampling, monkeypatch
+):
+    async with BatchServer([Reply("x")]) as server:
+        chat = await chat_for(server, period_s=0.02)
+        put, failures = chat._ledger.put, []
+
+        def full(batch):
+            if len(failures) < 2:
+                failures.append(batch)
+                raise OSError(28, "No space left on device")
+            put(batch)
+
+        monkeypatch.setattr(chat._ledger, "put", full)
+        async with asyncio.timeout(PATIENCE_S):
+            while await ask(chat, sampling, "a") == [None]:
+                await asyncio.sleep(0.02)
+                server.work()
+        assert len(failures) == 2
+
+
+async def test_replies_are_fetched_while_nothing_new_is_taken(chat_for, sampling):
+    async with BatchServer(lambda prompt, body: Reply(prompt)) as server:
+        chat = await chat_for(server)
+        await ask(chat, sampling, "a")
+        await chat.turn()
+        server.work()
+        await ask(chat, sampling, "b")
+        server.broken = "POST /files"
+        with pytest.raises(Transient):
+            await chat.turn()
+        assert await ask(chat, sampling, "a", "b") == ["a", None]
+
+
+@pytest.mark.parametrize("call", ["POST /files", "POST /batches"])
+async def test_a_server_without_batches_fails_its_calls_instead_of_letting_them_wait(
+    chat_for, sampling, call
+):
+    async with BatchServer([Reply("x")]) as server:
+        server.broken, server.broken_status = call, 404
+        chat = await chat_for(server)
+        await ask(chat, sampling, "a", "b")
+        with pytest.raises(UpstreamError):
+            await chat.turn()
+        for prompt in ("a", "b"):
+            with pytest.raises(UpstreamError, match="404") as caught:
+                await chat.complete(prompt, sampling)
+            assert not caught.value.retryable
+        await chat.turn()  # and nothing of it is left

@@ -6,7 +6,7 @@ import pytest
 
 from anchor_job import answer, run
 from asap.types import Record
-from asap_anchor.settings import AnchorSettings
+from asap_anchor.settings import AnchorSettings, LLMSettings
 from openai_server import Body, OpenAIServer, Reply, Status
 from waiting import PATIENCE_S
 
@@ -83,3 +83,10 @@ async def test_without_prices_nothing_is_booked(settings_for):
         view, _, [result] = await run(settings_for(server, price_in=None), ["a"])
     assert result.status == "succeeded"
     assert view.cost == 0
+
+
+def test_an_estimate_has_the_prices_of_the_way_that_calls_are_sent():
+    known = {"price_in": 2.0, "price_out": 8.0, "price_batch_share": 0.25}
+    assert LLMSettings().planned_prices is None
+    assert LLMSettings(**known).planned_prices.usd(1_000_000, 0) == 2.0
+    assert LLMSettings(**known, batch=True).planned_prices.usd(1_000_000, 0) == 0.5

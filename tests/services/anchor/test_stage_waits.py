@@ -12,12 +12,13 @@ from asap.config import PruneConfig
 from asap.errors import UpstreamTimeout, UpstreamUnavailable
 from asap.types import Record, Triple
 from asap_anchor import stage as stage_module
+from asap_anchor.limits import Pace
 from asap_anchor.settings import AnchorSettings
 from asap_anchor.stage import AnchorStage
 from asap_runtime.stage import Done, Wait
 from openai_batches import BatchServer
 from openai_server import Body, Drop, OpenAIServer, Stall, Status
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -61,12 +62,52 @@ async def test_an_item_waits_as_long_as_the_server_asks(stage_for, status):
     assert 40 <= result.seconds <= 48
 
 
+async def test_a_time_far_away_is_waited_for_as_a_row_and_holds_no_slot(stage_for):
+    async with OpenAIServer([Status(429, retry_after="3600")] * 7) as server:
+        stage = await stage_for(server)
+        stage._chat._max_transport = 6
+        result = await stage.process(record())
+        assert isinstance(result, Wait)
+        assert 3600 <= result.seconds <= 4320
+        assert len(server.requests) == 1
+
+
 async def test_an_item_waits_where_no_time_is_named_and_never_in_a_tight_loop(stage_for):
     async with OpenAIServer([Status(429), Status(429, retry_after="0")]) as server:
         stage = await stage_for(server)
         seconds = [(await stage.process(record())).seconds for _ in range(2)]
     assert seconds[0] >= stage_module.WAIT_S
     assert 1 <= seconds[1] < 2
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 1.0}, {"tokens_per_minute": 100.0}])
+async def test_items_beyond_the_rate_wait_as_rows_and_burn_no_attempt(
+    stage_for, monkeypatch, limit
+):
+    monkeypatch.setattr(stage_module, "PATIENCE_S", 0.5)
+    async with OpenAIServer(answer) as server:
+        stage = await stage_for(server, item_timeout_s=PATIENCE_S, **limit)
+        results = await asyncio.gather(*(stage.process(record(f"q{i}")) for i in range(6)))
+        waiting = [result for result in results if isinstance(result, Wait)]
+        assert len(waiting) == 6  # the first one has its direct CoT, and no turn for the next call
+        assert all(result.seconds >= 1 for result in waiting)
+        assert len(server.requests) == 1
+        stage._chat._requests, stage._chat._tokens = Pace(None), Pace(None)  # the minute is over
+        for one in waiting:
+            assert isinstance(await stage.process(one.payload), Done)
+
+
+async def test_items_beyond_the_slots_wait_as_rows(stage_for, monkeypatch):
+    monkeypatch.setattr(stage_module, "PATIENCE_S", 0.2)
+    async with OpenAIServer([Stall()]) as server:
+        stage = await stage_for(server, concurrency=1)
+        first = asyncio.create_task(stage.process(record("first")))
+        await until(lambda: server.requests)
+        second = await stage.process(record("second"))
+        assert isinstance(second, Wait)
+        assert len(server.requests) == 1
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_other_failures_are_attempts(stage_for):

@@ -74,3 +74,22 @@ def test_odd_cache_counts_never_make_a_cost_negative(details):
     usage = read_reply(body, Prices(1.0, 1.0, price_cached=0.0)).usage
     assert 0 <= usage.cached_tokens <= 10
     assert usage.cost_usd >= 0
+
+
+def test_the_cached_tokens_of_deepseek_are_counted():
+    body = reply(
+        prompt_tokens=1000,
+        completion_tokens=0,
+        prompt_cache_hit_tokens=600,
+        prompt_cache_miss_tokens=400,
+    )
+    usage = read_reply(body, Prices(2.0, 8.0, price_cached=0.5)).usage
+    assert usage.cached_tokens == 600
+    assert usage.cost_usd == pytest.approx((400 * 2.0 + 600 * 0.5) / 1e6)
+
+
+@pytest.mark.parametrize("odd", [None, -5])
+def test_odd_counts_do_not_spoil_the_reply_that_was_paid(odd):
+    details = {"cached_tokens": odd}
+    body = reply(prompt_tokens=odd, completion_tokens=odd, prompt_tokens_details=details)
+    assert read_reply(body, None).usage == Usage(calls=1)

@@ -34,6 +34,8 @@ leaves = (
     | st.text(st.characters())
     | st.binary()
     | st.complex_numbers(allow_nan=False)
+    | st.decimals(allow_nan=False)
+    | st.fractions()
 )
 hashable = leaves | st.tuples(leaves, leaves) | st.frozensets(leaves, max_size=3)
 values = st.recursive(
@@ -130,6 +132,8 @@ def test_changes_to_arguments_come_back_in_place():
         {0: ["l", [{"a": 1}]]},
         {0: ["s", [["r", 0]]]},
         {0: ["l", [["n", "zz"]]]},
+        {0: ["l", [["D", ["x"]]]]},
+        {0: ["l", [["F", [1, 0]]]]},
     ],
 )
 def test_rows_that_make_no_sense_are_refused(rows):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asap.problems import Problem
+from asap.problems import Problem, StdinCase
 from asap_evaluator.grade import grade_once, limits_for, same_output
 from asap_evaluator.isolation import Limits, Outcome
 from evaluator_problems import CALL, PATIENT, PROBLEMS, RIGHT, STDIN, asserts_problem
@@ -131,6 +131,51 @@ def check(candidate):
 
 
 @pytest.mark.contract
+def test_an_exception_cannot_end_the_loop_of_a_test_early(namespaces):
+    """StopIteration from within `map` would say that there are no more cases."""
+    test = """
+def check(candidate):
+    for result, expected in zip(map(candidate, [1, 2]), [2, 3]):
+        assert result == expected
+"""
+    problem = asserts_problem(test=test, reference=None)
+    forged = "class Done(StopIteration): pass\ndef add(n): raise Done"
+    assert grade_once(forged, problem, namespaces.run, PATIENT).verdict == "exception"
+    assert grade_once("def add(n): return n + 1", problem, namespaces.run, PATIENT).passed
+
+
+@pytest.mark.contract
+def test_numbers_of_other_kinds_are_numbers(namespaces):
+    problem = asserts_problem(test="def check(candidate): assert candidate(6) == 3 != candidate(5)")
+    for half in (
+        "from decimal import Decimal\ndef add(n): return Decimal(n) / 2",
+        "from fractions import Fraction\ndef add(n): return Fraction(n, 2)",
+    ):
+        grade = grade_once(half, problem, namespaces.run, PATIENT)
+        assert grade.passed, grade
+
+
+@pytest.mark.contract
+def test_a_function_may_have_the_name_of_its_test(namespaces):
+    test = "def check(candidate):\n    assert candidate(2) == 3\n"
+    problem = asserts_problem(test=test, entry_point="check", reference="def check(n): return 0")
+    assert grade_once("def check(n): return n + 1", problem, namespaces.run, PATIENT).passed
+    wrong = grade_once("def check(n): return n", problem, namespaces.run, PATIENT)
+    assert wrong.verdict == "wrong"
+
+
+@pytest.mark.contract
+def test_an_output_as_long_as_the_expected_one_is_no_flood(namespaces):
+    output = "\n".join(map(str, range(200_000)))
+    problem = STDIN.model_copy(update={"streams": (StdinCase(input="", output=output),)})
+    right = "for n in range(200_000): print(n)"
+    assert len(output) > 2**20
+    assert grade_once(right, problem, namespaces.run, PATIENT).passed
+    flood = grade_once("while True: print(1)", problem, namespaces.run, PATIENT)
+    assert flood.verdict == "output-limit"
+
+
+@pytest.mark.contract
 def test_a_test_that_calls_nothing_proves_nothing(namespaces):
     problem = asserts_problem(test="def check(candidate): pass")
     assert grade_once(RIGHT, problem, namespaces.run, PATIENT).verdict == "wrong"
@@ -207,6 +252,8 @@ def test_limits_follow_the_problem():
         ("1.0000001", "1", False),
         ("nan", "nan", True),
         ("NaN", "1", False),
+        ("sNaN", "1", False),
+        ("1 snan", "1 2", False),
         ("Yes", "YES", False),
         ("1\n2", "1 2", False),
         ("", "1", False),

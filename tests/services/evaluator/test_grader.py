@@ -11,7 +11,7 @@ from asap_evaluator.grader import Grader
 from asap_evaluator.isolation import Identity, Limits, Outcome
 from asap_evaluator.sandbox import Sandbox
 from evaluator_problems import RIGHT, STDIN, asserts_problem
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 ONE = STDIN.model_copy(update={"streams": STDIN.streams[:1]})
 RIGHT_OUTPUT = {"stdout": b"3\n"}
@@ -112,6 +112,17 @@ async def test_the_repetition_is_alone(graders):
     assert all(grade.passed for grade in grades)
     assert grader.sandbox.busy[1] == 4
     assert [busy for cpu_s, busy in grader.sandbox.seen if cpu_s > 5] == [1, 1]
+
+
+async def test_a_repetition_that_is_cancelled_while_it_waits_keeps_no_place(graders):
+    grader = graders(TIMEOUT, TIMEOUT, RIGHT_OUTPUT)
+    async with grader._slots:  # another program runs
+        repeating = asyncio.create_task(grader.grade("print(3)", ONE))
+        await until(lambda: grader._alone.locked() and grader._slots.locked())
+        repeating.cancel()
+        await asyncio.wait([repeating])
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await grader.grade("print(3)", ONE)).flags == ("repeated", "flipped")
 
 
 async def test_no_more_at_once_than_asked_for(graders):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -119,6 +120,18 @@ def test_the_page_has_both_plots_the_tests_and_the_papers_table():
     for text in ("McNemar p", "Incomplete.", "12 of 164 tasks", "As the paper prints it", "84.15"):
         assert text in words
     assert "<b>ours</b>" in words
+
+
+def test_the_page_has_times_of_tokens_and_chances_of_several_tries():
+    tries = [
+        replace(r, number=n, ttft_s=0.5, tokens=11, verdict="passed" if n == 0 else "wrong")
+        for r in results(12, 0, budgets=(1024,))
+        for n in range(5)
+    ]
+    words = " ".join(Page(render_html(build_report({"ours": tries}))).words)
+    assert "first token p50 s" in words
+    assert "per token p50 ms" in words
+    assert "0.50 0.50 50.00 50.00 5: 100.00" in words
 
 
 def test_equal_reports_give_equal_pages():

@@ -180,6 +180,13 @@ async def test_a_question_is_asked_at_each_budget_and_every_sample_is_saved_at_o
     assert server.budgets == [4, 40], "each budget for itself"
 
 
+async def test_an_item_knows_the_engine_and_the_sandbox_it_met(generating, grading, namespaces):
+    whole = await through(grading, await through(generating, item_of()))
+    assert whole.sandbox == namespaces.facts
+    assert {"level", "kernel", "python", "cpu_s", "memory_bytes"} <= whole.sandbox.keys()
+    assert whole.engine == {"requests_at_once": "64", "window": "4096", "vllm": "0.0.fake"}
+
+
 async def test_a_sample_that_is_there_is_not_generated_again(generating, server):
     whole = await through(generating, item_of())
     part = whole.grown(samples=whole.samples[1:])

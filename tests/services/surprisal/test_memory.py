@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from asap_surprisal.attention import KeyValues
 from asap_surprisal.forward import PassRow, launch
 from asap_surprisal.loading import causal_lm
-from asap_surprisal.memory import free_bytes, plan_budget, token_bytes
+from asap_surprisal.memory import _left_in_group, free_bytes, plan_budget, token_bytes
 from asap_surprisal.scorer import TorchScorer
 from asap_surprisal.sequence import Row
 
@@ -94,6 +94,16 @@ def test_the_budget_follows_free_memory():
 
 def test_free_memory_is_a_part_of_the_machine():
     assert 2**20 < free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_cached_files_of_a_container_are_free_and_mapped_ones_are_not(tmp_path):
+    assert _left_in_group(tmp_path, 7) == 7  # no control group
+    (tmp_path / "memory.current").write_text("900\n")
+    stat = "anon 100\nfile 800\nfile_mapped 300\ninactive_file 500\nactive_file 300\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    for limit, left in (("max", 7), ("1000", 600), ("100", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert _left_in_group(tmp_path, 7) == left
 
 
 def test_a_scorer_takes_its_budget_from_the_device(tiny_model_dir):

@@ -110,15 +110,16 @@ async def test_entropies_are_refused_before_anything_is_sent(connect, name):
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "retryable"),
+    ("status", "kind", "context"),
     [
-        (429, UpstreamUnavailable, True),
-        (503, UpstreamUnavailable, True),
-        (400, UpstreamError, False),
-        (401, UpstreamError, False),
+        (429, UpstreamUnavailable, {"waits": True}),
+        (503, UpstreamUnavailable, {"waits": True}),
+        (500, UpstreamUnavailable, {}),
+        (400, UpstreamError, {}),
+        (401, UpstreamError, {}),
     ],
 )
-async def test_a_refusal_tells_its_status_and_no_body(connect, status, kind, retryable):
+async def test_a_refusal_tells_its_status_and_no_body(connect, status, kind, context):
     async def refuse(body):
         return web.Response(status=status, text=f"cannot score {STEPS[0]}")
 
@@ -126,7 +127,8 @@ async def test_a_refusal_tells_its_status_and_no_body(connect, status, kind, ret
     with pytest.raises(UpstreamError) as caught:
         await scorer.score([WANTED, WANTED])
     assert type(caught.value) is kind
-    assert (caught.value.retryable, caught.value.context) == (retryable, {"status": status})
+    assert caught.value.context == {"status": status, **context}
+    assert caught.value.retryable == (status in (429, 500, 503))
     assert STEPS[0] not in str(caught.value)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is caught.value.__context__ is None

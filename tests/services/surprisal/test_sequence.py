@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -111,9 +112,12 @@ def test_long_cot_is_scored_in_windows(tmp_path):
     assert scored.scores["first_token_surprisal"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_window_is_the_shorter_of_model_and_tokenizer(tiny_model_dir):
+def test_window_is_the_models_own(tiny_model_dir):
+    """Tokenizers of reasoning models were seen to say an eighth of it."""
     model = load_model(str(tiny_model_dir), "cpu", "float32")
     tokenizer = Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
-    for limit, window in ((100, 100), (5, 2048), (10**30, 2048), (None, 2048)):
+    silent = dataclasses.replace(model, max_positions=None)
+    for limit, of_tokenizer in ((100, 100), (5, 2**31), (10**30, 10**30), (None, 2**31)):
         counter = HFTokenCounter("tiny", tokenizer, max_length=limit)
-        assert TorchScorer("tiny", model, counter).window == window
+        assert TorchScorer("tiny", model, counter).window == 2048
+        assert TorchScorer("tiny", silent, counter).window == of_tokenizer

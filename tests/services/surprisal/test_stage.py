@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from prometheus_client import REGISTRY
 
 from asap.config import PruneConfig
@@ -10,6 +12,7 @@ from asap.errors import AsapError, Misconfigured, UpstreamUnavailable
 from asap.types import Record, Triple
 from asap_runtime.health import Probed
 from asap_runtime.settings import load_settings
+from asap_runtime.stage import Wait
 from asap_surprisal.settings import SurprisalSettings
 from asap_surprisal.stage import SurprisalStage
 from scoring import STEPS, request_of
@@ -122,6 +125,34 @@ async def test_a_server_that_is_not_there_is_found_at_the_start(tiny_model_dir):
     with pytest.raises(UpstreamUnavailable):
         await stage.start()
     await stage.stop()
+
+
+@pytest.mark.parametrize("away", ["gone", 503])
+async def test_records_wait_for_a_server_that_is_away_and_burn_no_attempt(tiny_model_dir, away):
+    async def models(http):
+        return web.json_response({"data": [{"id": "m", "max_model_len": 1000}]})
+
+    async def complete(http):
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.post("/v1/completions", complete)])
+    server = TestServer(app)
+    await server.start_server()
+    there = {"base_url": str(server.make_url("/v1")), "model": str(tiny_model_dir)}
+    group = {"backend": "vllm", "served_model": "m", **there}
+    stage = SurprisalStage(SurprisalSettings(surprisal=group))
+    await stage.start()
+    if away == "gone":
+        await server.close()
+    config = PruneConfig(method="asap_stage2", max_tokens=1)
+    record = Record(triple=Triple(question="q", cot=COT, answer="7"), config=config)
+    waiting = await stage.process(record)
+    assert isinstance(waiting, Wait)
+    assert waiting.payload == record
+    assert 30 <= waiting.seconds <= 36
+    await stage.stop()
+    await server.close()
 
 
 async def test_a_stage_that_never_started_stops():

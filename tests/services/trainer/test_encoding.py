@@ -14,7 +14,8 @@ from asap.errors import InvalidInput, Misconfigured
 from asap.sft import IGNORED, TEMPLATES, SftSample, encode_sample
 from asap.train_config import TrainConfig
 from asap_runtime.model_files import locate_model
-from asap_trainer.encoding import SHOWN, Dropped, HFEncoder, prepare
+from asap_trainer import encoding as module
+from asap_trainer.encoding import SHOWN, Dropped, HFEncoder, check_vocabulary, prepare
 
 TOKENIZERS = ("tiny_model_dir", "tiny_model_no_bos_dir", "tiny_model_merging_dir", "demo")
 MARKS = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "<｜end▁of▁sentence｜>")
@@ -181,6 +182,55 @@ def test_what_matters_to_tokens_is_tokenised_again(change, tmp_path):
         tokenizer.save(str(model / "tokenizer.json"))
     prepare([tmp_path / "data"], config_of(**change), model, cache)
     assert len([*cache.iterdir()]) == 2
+
+
+def test_another_version_tokenises_again(tmp_path, monkeypatch):
+    path, cache = write_data(tmp_path / "data", [triple(1)]), tmp_path / "cache"
+    prepare([path], config_of(), "demo", cache)
+    monkeypatch.setattr(module, "_versions", lambda: ["another"])
+    prepare([path], config_of(), "demo", cache)
+    assert len([*cache.iterdir()]) == 2
+
+
+def test_the_ledger_names_each_dropped_sample(tmp_path):
+    rows = [triple(1), triple("é", cot=" "), triple(3, cot="long " * 50)]
+    path = write_data(tmp_path / "data", rows)
+    prepared = prepare([path], config_of(max_seq_length=40), "demo", tmp_path / "cache")
+    lines = [json.loads(line) for line in prepared.ledger.splitlines()]
+    assert [(line["id"], line["reason"]) for line in lines] == [
+        ("é", "empty-cot"),
+        ("3", "too-long"),
+    ]
+    assert lines[1]["tokens"] > 40
+    whole = prepare([path], config_of(drop_empty_cot=False), "demo", tmp_path / "cache")
+    assert whole.ledger == ""
+
+
+def test_a_sample_is_trained_on_once(tmp_path):
+    """What is pruned may hold the same trace twice, and still becomes a model by one request."""
+    path = write_data(tmp_path / "data", [triple(1), triple(2), triple(1), triple(1)])
+    for _ in range(2):  # also from the cache
+        prepared = prepare([path], config_of(), "demo", tmp_path / "cache")
+        assert prepared.train.ids == ["1", "2"]
+        assert prepared.dropped_by_reason == {"duplicate": 2}
+        assert [one.id for one in prepared.dropped] == ["1", "1"]
+
+
+def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused(tmp_path):
+    """Whoever adds tokens to a tokenizer easily forgets the model's embeddings."""
+    prepared = prepare(
+        [write_data(tmp_path / "data", [triple(1)])], config_of(), "demo", tmp_path / "cache"
+    )
+    largest = max(prepared.train[0].input_ids)
+    base = tmp_path / "base"
+    base.mkdir()
+    for written in ({}, {"vocab_size": largest + 1}):
+        (base / "config.json").write_text(json.dumps(written))
+        check_vocabulary(prepared, base)
+    for written in ({"vocab_size": largest}, {"text_config": {"vocab_size": largest}}):
+        (base / "config.json").write_text(json.dumps(written))
+        with pytest.raises(Misconfigured, match="embeddings"):
+            check_vocabulary(prepared, base)
 
 
 def test_only_what_survives_everywhere_is_trained_on(tmp_path):

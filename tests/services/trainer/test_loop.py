@@ -65,6 +65,18 @@ def test_a_stop_ends_training_behind_the_step_with_a_checkpoint(loop):
     assert loop.stopped
 
 
+def test_what_was_resumed_from_goes_behind_the_first_step(loop, tmp_path):
+    """It is as large as a checkpoint, and two of those are on their way at times."""
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    loop.resumed_folder = resumed
+    watch = _Watch(loop, COST, 10)
+    watch.on_step_begin(None, state(4), controls())
+    assert resumed.exists()  # the random numbers are read after the training has begun
+    watch.on_step_end(None, state(4), controls())
+    assert not resumed.exists()
+
+
 def test_a_stop_behind_the_last_step_does_not_undo_the_run(loop):
     watch = _Watch(loop, COST, 10)
     loop.stop.set()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from asap.errors import Misconfigured, TrainingFailed
+from asap.errors import CapacityError, Misconfigured, TrainingFailed
 from asap.train_config import TrainConfig
 from asap_trainer import preflight as module
-from asap_trainer.preflight import StepTimes, cost_of, preflight
+from asap_trainer.preflight import StepTimes, cost_of, longest_row, preflight
 
 TIMES = StepTimes(
     device="cpu",
@@ -93,6 +99,21 @@ def test_only_what_fits_or_takes_less_time_is_named_the_quickest_first(monkeypat
     assert shorter.dropped == 1
 
 
+def test_what_is_measured_is_the_longest_row_that_the_run_has():
+    assert longest_row(config(), [300, 200, 400]) == 400
+    assert longest_row(config(packing=True), [300, 200, 400]) == 900
+    assert longest_row(config(packing=True), [600, 700]) == 700
+
+
+def test_where_the_asked_does_not_fit_shorter_samples_are_tried(monkeypatch, tmp_path):
+    answers(monkeypatch, lambda asked: TIMES if asked.max_seq_length <= 250 else None)
+    found = preflight(config(), [1000] * 5 + [800, 400, 200, 200], tmp_path, None, tmp_path)
+    assert not found.asked.fits
+    [shorter] = found.suggestions
+    assert shorter.change == {"max_seq_length": 250}
+    assert shorter.dropped == 7
+
+
 def test_where_the_asked_does_not_fit_whatever_fits_is_named(monkeypatch, tmp_path):
     def measured(asked):
         return TIMES if asked.gradient_checkpointing else None
@@ -116,6 +137,21 @@ def test_more_devices_share_the_state(monkeypatch, tmp_path):
     assert two.hours < found.asked.hours
 
 
+def test_where_the_asked_does_not_fit_more_devices_are_tried(monkeypatch, tmp_path):
+    answers(monkeypatch, lambda asked: TIMES if asked.gpus == 4 else None)
+    found = preflight(config(gpus=1, accumulation=16), [1000] * 8, tmp_path, None, tmp_path)
+    assert not found.asked.fits
+    [four] = found.suggestions
+    assert four.change == {"backend": "plain", "gpus": 4, "accumulation": 4}
+
+
+def test_no_more_devices_are_named_than_a_run_can_have(monkeypatch, tmp_path):
+    for measured in (TIMES, None):
+        answers(monkeypatch, lambda asked, measured=measured: measured)
+        found = preflight(config(gpus=64, backend="plain"), [1000] * 8, tmp_path, None, tmp_path)
+        assert not [one for one in found.suggestions if "gpus" in one.change]
+
+
 @pytest.mark.parametrize("error", [Misconfigured("no bfloat16"), TrainingFailed("crashed")])
 def test_a_neighbour_that_cannot_run_is_left_out(monkeypatch, tmp_path, error):
     def measured(asked):
@@ -135,6 +171,7 @@ def test_a_step_that_is_killed_for_its_memory_does_not_fit(tiny_model_dir, tmp_p
     found = module._measured_apart(plain, [128, 64], tiny_model_dir, tmp_path)
     assert found.full == 128
     assert found.typical == 96
+    assert module._measured_apart(plain, [90, 64], tiny_model_dir, tmp_path).full == 90
     assert 0 < found.full_s < 60
     assert found.state_bytes > 4 * 4 * 100_000
     killer = tmp_path / "killer"
@@ -142,6 +179,51 @@ def test_a_step_that_is_killed_for_its_memory_does_not_fit(tiny_model_dir, tmp_p
     killer.chmod(0o755)
     monkeypatch.setattr(module.sys, "executable", str(killer))
     assert module._measured_apart(plain, [128], tiny_model_dir, tmp_path) is None
+
+
+@pytest.mark.slow
+def test_several_devices_are_measured_together(tiny_model_dir, tmp_path):
+    """Two processes with FSDP2, as torchrun starts them for two devices."""
+    asked = {
+        "config": config(backend="plain", max_seq_length=128).model_dump(),
+        "full": 96,
+        "typical": 64,
+        "base": str(tiny_model_dir),
+    }
+    (tmp_path / module.ASKED).write_text(json.dumps(asked))
+    script = "import fsdp_on_cpu\n"
+    script += "from asap_trainer.preflight import main\nmain()\n"
+    (tmp_path / "measures.py").write_text(script)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "measures.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    found = StepTimes.model_validate_json((tmp_path / module.ANSWER).read_text())
+    assert found.device == "2 x cpu"
+    assert (found.full, found.typical) == (96, 64)
+    assert found.full_s > 0
+    assert found.state_bytes > 4 * 4 * 100_000
+
+
+def test_each_device_of_a_node_has_a_process(tiny_model_dir, tmp_path, monkeypatch):
+    recorder = tmp_path / "recorder"
+    answer = tmp_path / module.ANSWER
+    text = json.dumps({"code": CapacityError.code, "detail": ""})
+    recorder.write_text(
+        f"#!/bin/sh\necho \"$@\" >> {tmp_path}/commands\necho '{text}' > {answer}\n"
+    )
+    recorder.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(recorder))
+    for gpus in (1, 4):
+        asked = config(backend="plain", gpus=gpus)
+        assert module._measured_apart(asked, [100], tiny_model_dir, tmp_path) is None
+    one, four = (tmp_path / "commands").read_text().splitlines()
+    assert one.startswith("-m asap_trainer.preflight")
+    assert "torch.distributed.run" in four
+    assert "--nproc-per-node=4" in four
 
 
 @pytest.mark.slow

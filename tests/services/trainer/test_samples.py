@@ -138,13 +138,21 @@ def test_the_first_row_decides_for_all(layout, tmp_path):
             next(samples)
 
 
-@pytest.mark.parametrize("id", ["a", None])
-def test_refuses_an_id_twice(id, tmp_path):
-    row = {**ROWS["triple"], "id": id}
-    samples = read_samples(write_lines(tmp_path / "data.jsonl", [row, row]))
+@pytest.mark.parametrize("field", ["question", "cot", "answer"])
+def test_refuses_an_id_of_two_samples(field, tmp_path):
+    row = ROWS["triple"]
+    other = {**row, field: "something else"}
+    samples = read_samples(write_lines(tmp_path / "data.jsonl", [row, other]))
     next(samples)
-    with pytest.raises(InvalidInput, match=r"line 2 of .* was already in line 1"):
+    with pytest.raises(InvalidInput, match=r"line 2 of .* another sample in line 1"):
         next(samples)
+
+
+@pytest.mark.parametrize("id", ["a", None])
+def test_the_same_sample_twice_is_no_mistake(id, tmp_path):
+    row = {**ROWS["triple"], "id": id}
+    first, second = read_samples(write_lines(tmp_path / "data.jsonl", [row, row]))
+    assert first == second
 
 
 def test_refuses_broken_files(tmp_path):

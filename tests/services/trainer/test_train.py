@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -45,6 +47,19 @@ def test_a_run_leaves_its_result_and_its_last_figures(undisturbed):
     assert (progress.phase, progress.step, progress.total_steps) == ("done", 30, 30)
     assert 0 < progress.mfu < 1.5
     assert undisturbed.files.read("problem.json") is None
+    for name in ("dropped.jsonl", "model/dropped.jsonl"):
+        assert undisturbed.files.read(name) == b""
+
+
+def test_the_ledger_of_dropped_samples_lies_with_the_run_and_its_model(tmp_path, tiny_model_dir):
+    rows = [*triples(4), {**triples(1)[0], "id": "long", "cot": "so " * 300}]
+    run = make_run(tmp_path, tiny_model_dir, rows, backend="plain", max_steps=1)
+    assert run.carry_out().returncode == 0
+    [line] = run.files.read("dropped.jsonl").splitlines()
+    assert run.files.read("model/dropped.jsonl").splitlines() == [line]
+    dropped = json.loads(line)
+    assert (dropped["id"], dropped["reason"]) == ("long", "too-long")
+    assert dropped["tokens"] > 256
 
 
 def test_every_step_has_the_rate_of_the_recipe(undisturbed):
@@ -234,10 +249,33 @@ def test_several_processes_share_the_weights_and_take_the_same_steps(tmp_path, t
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
 
 
+def test_processes_wait_for_hours_while_the_first_one_fetches_and_encodes(tmp_path):
+    """torch's own ten minutes are less than a 7B model may take to come."""
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os, torch, torch.distributed as dist\n"
+        "from asap_trainer.backends import Device\n"
+        "from asap_trainer.train import _one_after_another\n"
+        "with _one_after_another(Device(torch.device('cpu'), torch.float32, False, 2)):\n"
+        "    pass\n"
+        "group = dist.group.WORLD._get_backend(torch.device('cpu'))\n"
+        "os.write(1, f'{group.options._timeout.total_seconds()}\\n'.encode())\n"
+        "dist.destroy_process_group()\n"
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        [sys.executable, *launch], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert [float(line) >= 2 * 3600 for line in done.stdout.split()] == [True, True]
+
+
 def test_a_preflight_measures_and_trains_nothing(tmp_path, tiny_model_dir):
     run = make_run(tmp_path, tiny_model_dir, backend="plain")
+    of_the_run = run.home / "training" / run.spec.id / "checkpoint-10"  # which may be under way
+    of_the_run.mkdir(parents=True)
     done = run.carry_out("--preflight", "--price", "2.5")
     assert done.returncode == 0
+    assert of_the_run.exists()
     answer = json.loads(done.stdout)
     assert answer == run.json("preflight.json")
     asked = answer["asked"]

@@ -1,7 +1,8 @@
 """Values as JSON rows between two programs of which neither may trust the other.
 
-Only plain values travel: None, bool, int, float, complex, str, bytes, list, tuple, dict, set,
-frozenset, deque, range, drained iterators, and instances of named classes as their attributes.
+Only plain values travel: None, bool, int, float, complex, Decimal, Fraction, str, bytes, list,
+tuple, dict, set, frozenset, deque, range, drained iterators, and instances of named classes as
+their attributes.
 Nothing here looks up a class, a function or a module by a received name, apart from the classes the
 receiver lists itself; there is no pickle. Mutable values are rows of a table and are referred to by
 number, so shared and circular structure, and a callee's changes to its arguments, arrive as such.
@@ -10,8 +11,10 @@ number, so shared and circular structure, and a callee's changes to its argument
 from __future__ import annotations
 
 import collections
+import importlib
 import itertools
 import json
+import sys
 
 TYPE_CHECKING = False  # typing itself would cost every run 4 ms
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ LARGEST_PLAIN = 2**63
 
 LEAVES = frozenset({bool, float, str, type(None)})
 """Types that are their own atoms."""
+
+
+NUMBERS = {"D": ("decimal", "Decimal"), "F": ("fractions", "Fraction")}
+"""By kind of atom, module and class; imported where they are needed, which is rarely."""
 
 
 class Unsendable(TypeError):
@@ -83,6 +90,10 @@ class Table:
             return ["y", bytes(value).hex()]
         if isinstance(value, complex):
             return ["c", [value.real, value.imag]]
+        if _is_a("D", value):
+            return ["D", [str(value)]]
+        if _is_a("F", value):
+            return ["F", self.encode_all((value.numerator, value.denominator))]
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
             return self.encode(value.item())
         if hasattr(value, "__next__"):
@@ -187,7 +198,23 @@ class Table:
             return tuple(items)
         if kind == "f":
             return frozenset(items)
+        if kind in NUMBERS:
+            return _number_of(kind, items)
         return iter(items) if kind == "i" else {"R": range, "c": complex}[kind](*items)
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    """Whether it is of that class. Nobody has a value of a module that is not imported."""
+    module, name = NUMBERS[kind]
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
+
+
+def _number_of(kind: str, items: list[Any]) -> Any:
+    module, name = NUMBERS[kind]
+    try:
+        return getattr(importlib.import_module(module), name)(*items)
+    except ArithmeticError:
+        raise ValueError("no such number") from None
 
 
 def _is_short(value: int) -> bool:

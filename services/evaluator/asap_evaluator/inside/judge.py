@@ -100,6 +100,8 @@ class Candidate:
         cls = getattr(builtins, str(reply["raised"]), None)
         if not (isinstance(cls, type) and issubclass(cls, Exception)):
             cls = CandidateError
+        if issubclass(cls, StopIteration):  # a `map` over the calls would end as if it were done
+            cls = RuntimeError
         try:
             self.error = cls(str(reply.get("message"))[:200])
         except TypeError:  # UnicodeDecodeError and its like want more arguments
@@ -136,11 +138,12 @@ def judge(setup: Setup, candidate: Candidate, space: Setup) -> tuple[str, str]:
     if first != {"loaded": True}:
         return "forged", "an answer before any call"
     exec(compile(setup["test"], "test.py", "exec"), space)
+    check = space["check"]  # MBPP has a task whose function is called so, too
     # Tests also call the function by its own name; that must not be the reference's.
     if setup["entry_point"].isidentifier():
         space[setup["entry_point"]] = candidate
     try:
-        space["check"](candidate)
+        check(candidate)
     except AssertionError as error:
         if error is not candidate.error:
             return "wrong", f"assertion after call {candidate.made}"
