@@ -82,14 +82,15 @@ class Completions:
             numbers[budget] += 1
         return item.grown(samples=tuple(samples))
 
-    def check(self, items: list[EvalItem]) -> None:
-        """Raise InvalidInput when none of the tasks is one of these items'."""
+    def beside(self, items: list[EvalItem]) -> list[str]:
+        """The tasks that are not among these items'. Raises InvalidInput when none is."""
         known = {problem.task_id for item in items for problem in item.problems}
         if not known & self.rows.keys():
             raise InvalidInput(
                 f"none of the {len(self.rows)} tasks of {self.name!r} is one of the benchmark's, "
                 f"such as {min(known)!r}"
             )
+        return sorted(self.rows.keys() - known)
 
     def _of(self, item: EvalItem) -> list[_Row]:
         for problem in item.problems:

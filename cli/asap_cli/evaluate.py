@@ -84,7 +84,11 @@ def run_grade(options: EvalOptions) -> int:
         source = StoredEvaluation(options.model, None, None)
         items = _items(settings, options, source, completions.sha256, folder)
         filled = [item for item in map(completions.fill, items) if item.samples]
-        completions.check(items)
+        if beside := completions.beside(items):
+            say(
+                f"left out: {len(beside):,} tasks of {completions.name!r} that are not among those "
+                f"asked for, such as {beside[0]!r}"
+            )
         grade = GradeStage(settings, blobs=folder.blobs)
         return _finished(folder, filled, options.model, Steps(folder, (grade,)), grade, {})
 

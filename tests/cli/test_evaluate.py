@@ -278,6 +278,8 @@ def test_completions_that_are_there_are_graded_without_a_model(asap, data, sampl
     command = ["eval", "grade", path, "--benchmark", "mine", "--data", data, "-o", out]
     ran = asap(*command, "--extraction", "strict")
     assert ran.code == 0, ran.err
+    assert "left out: 1 tasks" in ran.err
+    assert "'T/99'" in ran.err
     grades = {
         (item.problems[0].task_id, grade.number): grade.grade.verdict
         for item in lines(out)
