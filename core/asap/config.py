@@ -135,6 +135,12 @@ class PruneConfig(BaseModel):
             raise ValueError("give exactly one of max_tokens, keep_ratio and step_ratio")
         return self
 
+    @model_validator(mode="after")
+    def _refill_has_room(self) -> Self:
+        if self.refill and (self.mode == "iterative" or self.step_ratio is not None):
+            raise ValueError("refill needs mode 'global' and max_tokens or keep_ratio")
+        return self
+
     def hash(self) -> str:
         """SHA-256 over the canonical JSON of all values."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -29,6 +29,8 @@ def test_another_target_replaces_the_budget_of_any_preset(target):
         {"budget": 5},
         {"preset": "papr"},
         {"max_attempts": 0},
+        {"refill": True, "mode": "iterative"},
+        {"refill": True, "step_ratio": 0.5},
     ],
 )
 def test_impossible_values_are_refused(values):
