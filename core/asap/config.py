@@ -104,10 +104,10 @@ class PruneConfig(BaseModel):
     protect_first: int = Field(0, ge=0)
     protect_last: int = Field(0, ge=0)
     count_bos: bool = False
-    all_scores: bool = True
+    all_scores: bool = False
     """Keep all four scores, so that any rule can choose later without a model. Else the two of the
-    first token, from one row of the head for each step: means need every token's, a third more
-    time, and more for a small model with a large vocabulary.
+    first token, from one row of the output head for each step; means need every token's row, which
+    takes a small model with a large vocabulary several times as long.
     """
     score_within_budget: bool = True
     """Score CoTs that fit already, so that any later budget needs no model."""

@@ -73,20 +73,20 @@ async def test_scoring_within_budget_can_be_switched_off():
 
 
 async def test_another_score_than_those_kept_is_named_in_the_refusal():
-    done = await pruned(max_tokens=11, all_scores=False)
+    done = await pruned(max_tokens=11)
     other = PruneConfig(method="asap_stage2", max_tokens=11, score="step_entropy")
     with pytest.raises(InvalidInput, match="prune it again with score='step_entropy'"):
         rebudget(done, other)
 
 
 async def test_all_scores_answer_for_any_rule_later():
-    done = await pruned(max_tokens=17)
+    done = await pruned(max_tokens=17, all_scores=True)
     assert set(done.fine.scored.scores) == set(get_args(ScoreName))
     for score in get_args(ScoreName):
-        full = await pruned(max_tokens=11, score=score)
+        full = await pruned(max_tokens=11, all_scores=True, score=score)
         again = rebudget(done, full.config)
         assert (again.kept_steps, again.tokens) == (full.kept_steps, full.tokens)
-    assert len((await pruned(max_tokens=17, all_scores=False)).fine.scored.scores) == 2
+    assert len((await pruned(max_tokens=17)).fine.scored.scores) == 2
 
 
 async def test_a_scorer_is_asked_for_what_it_offers_alone():
