@@ -26,7 +26,7 @@ from asap_runtime.settings import load_settings
 __all__ = ["fetch_model", "folder_hash", "manifest_of"]
 
 TENANT = "local"
-ENDINGS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")
+ENDINGS = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".md")
 """What serving needs, and what a model says of itself. Pickled weights and programs are refused."""
 
 

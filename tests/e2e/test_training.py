@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -127,10 +129,15 @@ def trained(server, pruned):
 
 @pytest.fixture(scope="module")
 def model(server, trained, tmp_path_factory):
-    """The registered model's files on this machine, hashes checked."""
-    folder = tmp_path_factory.mktemp("model")
-    version = server.get("/models/student/1")
-    assert server.files(trained[0]).download_folder("model", folder) == version["manifest_sha256"]
+    """The registered model's files as servers get them, hashes checked."""
+    folder = tmp_path_factory.mktemp("fetched") / "model"
+    sha256 = server.get("/models/student/1")["manifest_sha256"]
+    command = ["models", "fetch", "student@1", "--out", str(folder), "--sha256", sha256]
+    subprocess.run(
+        [sys.executable, "-m", "asap_cli.main", *command],
+        env={**os.environ, "ASAP_HOME": str(server.home)},
+        check=True,
+    )
     return folder
 
 
