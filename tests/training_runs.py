@@ -82,18 +82,10 @@ class Run:
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-STORED_FIRST = """
-import sys, time
-from asap_trainer.checkpoints import Checkpoints
-store = Checkpoints.store
-def stores(self, step, folder, figures):
-    store(self, step, folder, figures)
-    while folder.exists():  # until it is in the store
-        time.sleep(0.01)
-Checkpoints.store = stores
-"""
-"""Training waits for the store, so that each checkpoint gets there: on a slow disk the next one
-would overtake it, or the run would end before what is to happen at it.
+STORED_FIRST = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import stored_first
 """
 
 

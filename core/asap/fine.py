@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
 from asap.config import PruneConfig, ScoreName
@@ -132,14 +133,14 @@ def _prune_once(
         importance = _importance(record, scored)
         if _lacks(importance):
             flags.append("score_missing")
-        choice = _remove(record, importance, scored, budget)
-        if counter is not None and budget is not None:
-            steps, protected = record.coarse_steps, _protected(config, size)
-            if _miscounted(choice, steps, counter):
-                flags.append("counts_not_additive")
-                choice = _remove_by_real_counts(
-                    steps, importance, scored, budget, counter, config.min_steps, protected, size
-                )
+        remove = _remover(config, importance, scored, _protected(config, size))
+        choice = remove(
+            max_tokens=budget, remove_steps=_removals(config, size), refill=config.refill
+        )
+        steps = record.coarse_steps
+        if counter is not None and budget is not None and _miscounted(choice, steps, counter):
+            flags.append("counts_not_additive")
+            choice = _remove_by_real_counts(remove, steps, budget, counter, most=size)
         if choice.over_budget:
             flags.append("over_budget")
     return FineBlock(
@@ -174,23 +175,26 @@ def _protected(config: PruneConfig, size: int) -> frozenset[int]:
     return frozenset((*first, *last))
 
 
-def _remove(
-    record: Record,
+def _removals(config: PruneConfig, size: int) -> int | None:
+    """How many of `size` steps `step_ratio` removes; None where a number of tokens decides."""
+    ratio = config.step_ratio
+    return None if ratio is None else math.floor((1 - ratio) * size + 1e-9)
+
+
+def _remover(
+    config: PruneConfig,
     importance: Sequence[float | None],
     scored: StepScores,
-    budget: int | None,
-) -> Selection:
-    config, size = record.config, len(scored.tokens)
-    ratio = config.step_ratio
-    return remove_lowest(
+    protected: frozenset[int],
+) -> Callable[..., Selection]:
+    """`remove_lowest` on these steps; how many go is for each call to say."""
+    return partial(
+        remove_lowest,
         importance,
         scored.tokens,
         scored.tokens_joined,
-        max_tokens=budget,
-        remove_steps=None if ratio is None else math.floor((1 - ratio) * size + 1e-9),
         min_steps=config.min_steps,
-        protected=_protected(config, size),
-        refill=config.refill,
+        protected=protected,
     )
 
 
@@ -200,28 +204,19 @@ def _miscounted(choice: Selection, steps: Sequence[str], counter: TokenCounter) 
 
 
 def _remove_by_real_counts(
+    remove: Callable[..., Selection],
     steps: Sequence[str],
-    importance: Sequence[float | None],
-    scored: StepScores,
     budget: int,
     counter: TokenCounter,
-    min_steps: int,
-    protected: frozenset[int],
+    *,
     most: int,
 ) -> Selection:
-    """The same order, at most `most` steps, with one tokenisation per probe: counts fall
+    """The order of `remove`, at most `most` steps, with one tokenisation per probe: counts fall
     monotonically, so O(log P) probes.
     """
 
     def after(removals: int) -> Selection:
-        choice = remove_lowest(
-            importance,
-            scored.tokens,
-            scored.tokens_joined,
-            remove_steps=removals,
-            min_steps=min_steps,
-            protected=protected,
-        )
+        choice = remove(remove_steps=removals)
         tokens = counter.count(join_steps([steps[i] for i in choice.kept]))
         return Selection(choice.kept, choice.removed, tokens, over_budget=tokens > budget)
 
@@ -241,7 +236,7 @@ async def _prune_iteratively(
     assert record.tokens is not None
     config, size = record.config, len(scored.tokens)
     budget = None if config.step_ratio is not None else _budget(record, scored.bos)
-    goal = None if config.step_ratio is None else math.floor((1 - config.step_ratio) * size + 1e-9)
+    goal = _removals(config, size)
     if (budget is not None and record.tokens.coarse <= budget) or size == 1:
         return _prune_once(record, scored, scorer.name, counter=None)
     protected = _protected(config, size)
@@ -253,27 +248,16 @@ async def _prune_iteratively(
             flags.append("score_missing")
         steps = [record.coarse_steps[i] for i in left]
         fixed = frozenset(at for at, step in enumerate(left) if step in protected)
-        choice = remove_lowest(
-            importance,
-            current.tokens,
-            current.tokens_joined,
+        remove = _remover(config, importance, current, fixed)
+        choice = remove(
             max_tokens=budget,
             remove_steps=None if goal is None else goal - len(removed),
             max_removals=config.rescore_every,
-            min_steps=config.min_steps,
-            protected=fixed,
         )
         if budget is not None and _miscounted(choice, steps, scorer):
             flags.append("counts_not_additive")
             choice = _remove_by_real_counts(
-                steps,
-                importance,
-                current,
-                budget,
-                scorer,
-                config.min_steps,
-                fixed,
-                config.rescore_every,
+                remove, steps, budget, scorer, most=config.rescore_every
             )
         removed += [left[at] for at in choice.removed]
         left = [left[at] for at in choice.kept]
